@@ -1,0 +1,61 @@
+"""Pretrain an encoder, transfer it, and see why it transfers.
+
+After Zhao, Wu, Lau, Lin, *What makes instance discrimination good for transfer learning?*, ICLR
+2021. Everything public is imported from here, and loaded when it is first used:
+
+>>> from goodtransfer import ExemplarMoCo, ImageNetDataModule
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from goodtransfer.callbacks import OnlineKNN, OnlineProbe
+    from goodtransfer.data import ImageNetDataModule
+    from goodtransfer.losses import info_nce
+    from goodtransfer.methods import ExemplarMoCo, MoCoV1, MoCoV2, SupervisedCE
+    from goodtransfer.momentum import KeyQueue
+    from goodtransfer.transfer import LinearProbe
+    from goodtransfer.weights import load_encoder, save_encoder
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ExemplarMoCo": "methods",
+    "ImageNetDataModule": "data",
+    "KeyQueue": "momentum",
+    "LinearProbe": "transfer",
+    "MoCoV1": "methods",
+    "MoCoV2": "methods",
+    "OnlineKNN": "callbacks",
+    "OnlineProbe": "callbacks",
+    "SupervisedCE": "methods",
+    "info_nce": "losses",
+    "load_encoder": "weights",
+    "save_encoder": "weights",
+}
+
+__all__ = [  # noqa: RUF022 - in the order of use
+    "SupervisedCE",
+    "MoCoV1",
+    "MoCoV2",
+    "ExemplarMoCo",
+    "ImageNetDataModule",
+    "LinearProbe",
+    "OnlineProbe",
+    "OnlineKNN",
+    "info_nce",
+    "KeyQueue",
+    "load_encoder",
+    "save_encoder",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

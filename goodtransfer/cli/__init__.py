@@ -1,0 +1,85 @@
+"""The command ``goodtransfer``: its verbs, and errors as one sentence.
+
+Nothing heavy is imported before a verb is chosen, so help and misspelt verbs answer at once.
+"""
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import goodtransfer
+
+HELP = """\
+usage: goodtransfer VERB [--OPTION=VALUE ...]
+
+Pretrain an encoder by cross-entropy, MoCo or Exemplar, and measure how it transfers.
+
+  fit        pretrain an encoder, or train a transfer task on one
+  validate   score a checkpoint on the validation images
+  test       score a checkpoint on the test images
+  predict    run a checkpoint over the images of a data module of your own
+  study      run rows of the paper's tables and lay them out beside its numbers
+
+One command of each; DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg:
+
+  goodtransfer fit --model=ExemplarMoCo --data=ImageNetDataModule --data.root=DIR \\
+      --model.temperature=0.07 --trainer.max_epochs=200
+  goodtransfer validate --model=SupervisedCE --data=ImageNetDataModule --data.root=DIR \\
+      --ckpt_path=FILE.ckpt
+  goodtransfer test --model=SupervisedCE --data=ImageNetDataModule --data.root=DIR \\
+      --ckpt_path=FILE.ckpt
+  goodtransfer predict --model=SupervisedCE --data=my_package.MyDataModule --ckpt_path=FILE.ckpt
+  goodtransfer study --help
+
+Read on: `goodtransfer VERB --help`, `goodtransfer fit --model.help=ExemplarMoCo`, README.md.
+`goodtransfer --version` prints the version. GOODTRANSFER_TRACEBACK=1 shows where an error arose.
+"""
+
+_VERBS = ("fit", "validate", "test", "predict", "study")
+# What these raise about arguments, files and machines is written for the user.
+_SPEAKERS = {"goodtransfer", "pytorch_lightning", "lightning_fabric"}
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run one verb; the exit code is 2 for what the user can mend, with one sentence on stderr."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if words[0] == "--version":
+        print(f"goodtransfer {goodtransfer.__version__}")
+        return 0
+    verb, *rest = words
+    if verb not in _VERBS:
+        near = difflib.get_close_matches(verb, _VERBS, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else "see `goodtransfer --help`."
+        return _fail(f"Expected a verb among {', '.join(_VERBS)}, but got {verb!r}: {hint}")
+    try:
+        return _run(verb, rest)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        if os.environ.get("GOODTRANSFER_TRACEBACK") or _raised_in(error) not in _SPEAKERS:
+            raise
+        return _fail(str(error))
+
+
+def _run(verb: str, rest: list[str]) -> int | None:
+    if verb == "study":
+        from goodtransfer.cli import study
+
+        return study.main(rest)
+    from goodtransfer.cli import fit
+
+    return fit.main(verb, rest)
+
+
+def _raised_in(error: BaseException) -> str:
+    """The top-level package whose code raised."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _fail(sentence: str) -> int:
+    print(f"goodtransfer: error: {sentence}", file=sys.stderr)
+    return 2

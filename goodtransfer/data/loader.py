@@ -1,0 +1,84 @@
+"""A loader whose order is a function of (seed, epoch), and which resumes within an epoch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from goodtransfer.distributed import rank, world_size
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Yields (epoch, number): one global permutation per epoch, dealt to the ranks round-robin.
+
+    Being a DistributedSampler, Lightning leaves it in place under DDP. Rank and world size are read
+    when an epoch starts, so it may be built before the process group.
+
+    Args:
+        count: images in the data set.
+        shuffle: permute; else in order.
+        seed: of the permutations.
+        drop_last: drop the images that do not fill a round; else repeat the first ones.
+    """
+
+    def __init__(self, count: int, *, shuffle: bool, seed: int = 0, drop_last: bool) -> None:
+        self.count, self.shuffle, self.seed, self.drop_last = count, shuffle, seed, drop_last
+        self.epoch = 0
+        self.skip = 0  # images of this rank to leave out at the next start
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose order and views come next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        ranks = world_size()
+        return self.count // ranks if self.drop_last else -(-self.count // ranks)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.count, generator=generator).tolist()
+        else:
+            order = list(range(self.count))
+        ranks, total = world_size(), len(self) * world_size()
+        order += order[: max(0, total - self.count)]
+        mine = order[rank() : total : ranks][self.skip :]
+        self.skip = 0
+        return ((self.epoch, number) for number in mine)
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader whose state is the epoch and the batches consumed, not those prefetched.
+
+    Lightning saves and restores it within its checkpoints, so a run killed in mid-epoch goes on
+    with the next batch and the views it would have seen.
+    """
+
+    sampler: EpochSampler
+
+    def __init__(self, dataset: Dataset[Any], *, sampler: EpochSampler, **arguments: Any) -> None:
+        super().__init__(dataset, sampler=sampler, **arguments)
+        self._epoch = self._consumed = self._resume_at = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        # A generator: all this runs at the first batch, after Lightning has set the epoch.
+        self._consumed, self._resume_at = self._resume_at, 0
+        if self._consumed:
+            self.sampler.set_epoch(self._epoch)
+        self._epoch, self.sampler.skip = self.sampler.epoch, self._consumed * (self.batch_size or 1)
+        for batch in super().__iter__():
+            self._consumed += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands: the epoch, and its batches consumed."""
+        if self._consumed >= len(self):
+            return {"epoch": self._epoch + 1, "consumed": 0}
+        return {"epoch": self._epoch, "consumed": self._consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self._epoch, self._resume_at = state["epoch"], state["consumed"]
+        self._consumed = self._resume_at
+        self.sampler.set_epoch(self._epoch)

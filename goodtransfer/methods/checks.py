@@ -1,0 +1,120 @@
+"""What is checked before a method's first step, each with one sentence that says what to do."""
+
+import warnings
+from typing import Any, get_args
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from goodtransfer.distributed import gather
+from goodtransfer.encoders import Encoder
+from goodtransfer.momentum import KeyQueue
+from goodtransfer.views import as_batch
+
+
+def check_positive(**arguments: float) -> None:
+    """Refuse numbers that are not above 0."""
+    for name, value in arguments.items():
+        if not value > 0:
+            raise ValueError(f"Expected argument `{name}` to be above 0, but got {value}.")
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Refuse a word that is not among those of a Literal."""
+    if value not in get_args(choices):
+        words = ", ".join(map(repr, get_args(choices)))
+        raise ValueError(f"Expected argument `{name}` to be one of {words}, but got {value!r}.")
+
+
+def check_batch(
+    method: pl.LightningModule, batch: Any, encoder: Encoder, *, views: int, needs: str = ""
+) -> None:
+    """Refuse batches with other views than the method needs, normalised input, missing labels.
+
+    Args:
+        method: for its name.
+        batch: whatever the loader gave.
+        encoder: its normalisation decides whether input must be in [0, 1].
+        views: how many per image.
+        needs: ``"label"`` or ``"index"``, or nothing.
+    """
+    name = type(method).__name__
+    given = as_batch(batch)
+    if len(given.views) != views:
+        raise ValueError(
+            f"Expected {views} view{'s' * (views > 1)} per image for {name}, but the loader gives "
+            f"{len(given.views)}: use views={getattr(method, 'views', None)!r} in the data module, "
+            f"or a transform that returns {views} crops."
+        )
+    for view in given.views:
+        if view.is_floating_point() and encoder.normalization is not None:
+            check_range(view)
+    if needs and getattr(given, needs) is None:
+        what = {
+            "label": "labels (exclude='label' is Eq. 2: same-class keys are no negatives)",
+            "index": "image indices (exclude='image' leaves out an image's own earlier keys)",
+        }[needs]
+        raise ValueError(
+            f"Expected {what} for {name}, but the loader gives none: batches are "
+            "((view, view), label, index). Without them use MoCoV2."
+        )
+
+
+def check_range(images: Tensor) -> None:
+    """Refuse float images outside [0, 1], which were normalised already."""
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"Expected images in [0, 1] or uint8, but the first batch spans [{low:.2f}, {high:.2f}]: "
+            "the encoder normalises by itself, so remove Normalize from your transform, or pass "
+            "encoder=load_encoder(..., normalize=None)."
+        )
+
+
+def refuse_sync_batch_norm(method: pl.LightningModule) -> None:
+    """SyncBN over all ranks gives a query and its key the same statistics again."""
+    # Lightning converts under DDP only; the flag, which it keeps here, is refused wherever it is set.
+    asked = method.trainer._accelerator_connector._layer_sync
+    if asked is not None or any(isinstance(m, nn.SyncBatchNorm) for m in method.modules()):
+        raise ValueError(
+            f"Expected plain batch norm, but got sync_batchnorm=True: it undoes the shuffling that "
+            f"keeps {type(method).__name__} from cheating. Remove it from the Trainer."
+        )
+
+
+def warn_of_own_images(method: Any) -> None:
+    """Warn when the queue is as large as the data set: an image then meets its own old keys."""
+    images = _image_count(method.trainer)
+    size = method.queue_size
+    if images is None or size < images:
+        return
+    filtered = method.exclude != "none"
+    end = f"exclude={method.exclude!r} leaves them out" if filtered else "they count as negatives"
+    warnings.warn(
+        f"The queue ({size:,} keys) is as large as the data set ({images:,} images): once it is "
+        f"full, a query meets about {size / images:.1f} earlier keys of its own image, "
+        f"{1 / images:.2%} of its negatives; {end}. Use a queue_size well below {images:,}.",
+        stacklevel=2,
+    )
+
+
+def check_equal_on_all_ranks(queue: KeyQueue) -> None:
+    """The queue is never synchronised, so it must be equal at the start and after a resume."""
+    sums, _ = gather(queue.checksum().unsqueeze(0))
+    if not torch.equal(sums, sums[:1].expand_as(sums)):
+        raise RuntimeError(
+            "Expected the same queue on all ranks, but their checksums differ: resume every rank "
+            "from the same checkpoint."
+        )
+
+
+def _image_count(trainer: pl.Trainer) -> int | None:
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader) or loader.batch_size is None:
+        return None  # several loaders, or items that are batches already
+    try:
+        return len(loader.dataset)  # type: ignore[arg-type]
+    except TypeError:  # an iterable set
+        return None

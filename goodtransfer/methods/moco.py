@@ -1,0 +1,249 @@
+"""Momentum contrast, v1 and v2 (He et al. 2020; Chen et al. 2020b), and room for Eq. 2.
+
+Shapes: N = images of one rank's batch, K = queue, C = feature dimension.
+"""
+
+from copy import deepcopy
+from typing import Any, Literal, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from goodtransfer.distributed import bn_groups as count_bn_groups
+from goodtransfer.distributed import encode_shuffled, gather, split_batch_norm
+from goodtransfer.encoders import Encoder, pooled
+from goodtransfer.losses import info_nce_rows
+from goodtransfer.methods import checks
+from goodtransfer.momentum import KeyQueue, ema_update, equal_share
+from goodtransfer.optim import Schedule, sgd
+from goodtransfer.views import as_batch
+from goodtransfer.weights import describe_input, load_encoder, restore_input
+
+Exclude = Literal["none", "image", "label"]
+Unfilled = Literal["noise", "masked"]
+
+
+class _Keys(NamedTuple):
+    """What one forward adds to the queue: of all ranks, rank-major."""
+
+    keys: Tensor
+    labels: Tensor | None
+    indices: Tensor | None
+
+
+class MoCo(pl.LightningModule):
+    """Instance discrimination against a queue of momentum-encoded keys.
+
+    The step follows the official code (facebookresearch/moco@132aea9: moco/builder.py). There the
+    key encoder moves and the keys are enqueued within the forward pass; here both happen right
+    after the optimizer's step, which gives the same numbers (its first move changes nothing), once
+    per step also under gradient accumulation, and before any callback saves a checkpoint.
+
+    Batches are ``((query view, key view), label, index)``, label and index optional
+    (:class:`goodtransfer.views.Batch`). The defaults are MoCo-v2's, for a batch of 256 in all; the
+    learning rate is never rescaled.
+
+    Args:
+        encoder: a name, a weight file (see ``weights.load_encoder``), or a module.
+        queue_size: K.
+        temperature: t of the loss, above 0.
+        momentum: m of the key encoder.
+        dim: C.
+        mlp: a hidden layer in the head (v2), or a single linear layer (v1).
+        exclude: which keys are no negatives: ``"none"``; ``"image"``, earlier keys of the query's
+            own image; ``"label"``, keys of the query's class (Eq. 2).
+        unfilled: what the queue's free slots are at the start: ``"noise"``, negatives as in the
+            official code, or ``"masked"``, nothing.
+        bn_groups: parts of the batch that have BN statistics of their own: a number, or ``"auto"``
+            for parts of 32 images, and at least two on one device (shuffle-BN runs over all).
+        lr: learning rate.
+        weight_decay: on every parameter.
+        schedule: per epoch, over ``trainer.max_epochs``: ``"cosine"`` or ``"step"``.
+        views: name of the recipe a data module takes when its own ``views`` is None.
+        allow_queue_resize: load a checkpoint whose queue has another size.
+
+    Logs: ``loss``, ``pretext_acc`` (%, the positive has the largest logit), ``lr``, ``queue_fill``
+    and, as shares of all query-key pairs, ``filtered`` (left out by ``exclude``) and ``own_image``
+    (negatives that are the query's own image, from an earlier step; needs indices).
+
+    Raises:
+        ValueError: before the first step, for arguments, batches or trainers that cannot work.
+    """
+
+    def __init__(
+        self,
+        encoder: str | nn.Module = "resnet50",
+        *,
+        queue_size: int = 65536,
+        temperature: float = 0.2,
+        momentum: float = 0.999,
+        dim: int = 128,
+        mlp: bool = True,
+        exclude: Exclude = "none",
+        unfilled: Unfilled = "noise",
+        bn_groups: int | Literal["auto"] = "auto",
+        lr: float = 0.03,
+        weight_decay: float = 1e-4,
+        schedule: Schedule = "cosine",
+        views: str = "moco_v2",
+        allow_queue_resize: bool = False,
+    ) -> None:
+        super().__init__()
+        checks.check_positive(temperature=temperature, lr=lr, queue_size=queue_size, dim=dim)
+        checks.check_choice("exclude", exclude, Exclude)
+        checks.check_choice("unfilled", unfilled, Unfilled)
+        checks.check_choice("schedule", schedule, Schedule)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"Expected argument `momentum` in [0, 1], but got {momentum}.")
+        self.encoder: Encoder = load_encoder(encoder)
+        self.save_hyperparameters(ignore="encoder")
+        self.hparams["encoder"] = self.encoder.name
+        self.queue_size, self.temperature, self.momentum = queue_size, temperature, momentum
+        self.exclude, self.unfilled, self.bn_groups = exclude, unfilled, bn_groups
+        self.lr, self.weight_decay, self.schedule, self.views = lr, weight_decay, schedule, views
+
+        features = self.encoder.channels[5]
+        self.head: nn.Module = nn.Linear(features, dim)
+        if mlp:
+            self.head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), self.head)
+        self.key_encoder = deepcopy(self.encoder).requires_grad_(False)
+        self.key_head = deepcopy(self.head).requires_grad_(False)
+        self.queue = KeyQueue(queue_size, dim, allow_resize=allow_queue_resize)
+        # Equal on all ranks by construction: DDP need not send half a gigabyte at every step.
+        self._ddp_params_and_buffers_to_ignore = [f"queue.{n}" for n, _ in self.queue.named_buffers()]
+        self._held: list[_Keys] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
+        (query_view, key_view), label, index = as_batch(batch)
+        features, queries = self._encode_queries(query_view)
+        keys, own = self._encode_keys(key_view, batch_idx)
+        same = {"none": None, "image": index, "label": label}[self.exclude]
+        queue_keys, queue_same = self._negatives()
+        losses, won = info_nce_rows(
+            queries,
+            keys[own],
+            queue_keys,
+            temperature=self.temperature,
+            query_labels=same,
+            key_labels=None if same is None else queue_same,
+        )
+        loss = losses.mean()
+        self._held.append(_Keys(keys, _gathered(label), _gathered(index)))
+        if self.trainer.global_step % max(1, self.trainer.log_every_n_steps) == 0:
+            self._log_queue(label, index, queue_keys)
+        self.log("loss", loss.detach(), prog_bar=True)
+        self.log("pretext_acc", 100 * won.float().mean(), prog_bar=True)
+        return {"loss": loss, "features": features.detach(), "label": label}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)  # runs training_step and backward, then steps
+        ema_update(self.encoder, self.key_encoder, self.momentum)
+        ema_update(self.head, self.key_head, self.momentum)
+        for keys in self._held:
+            self.queue.enqueue(*keys)
+        self._held.clear()
+
+    def _encode_queries(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features (N, F) and unit queries (N, C)."""
+        with split_batch_norm(count_bn_groups(len(images), self.bn_groups)):
+            features = pooled(self.encoder, images)
+        return features, _unit(self.head(features))
+
+    def _encode_keys(self, images: Tensor, batch_idx: int) -> tuple[Tensor, slice]:
+        """Unit keys of all ranks, and the slice of this rank's; no gradient, shuffled BN."""
+
+        def encode(images: Tensor) -> Tensor:
+            with split_batch_norm(count_bn_groups(len(images), self.bn_groups)):
+                return _unit(self.key_head(pooled(self.key_encoder, images)))
+
+        seed = (self.trainer.global_step << 20) + batch_idx  # the same after a resume, on all ranks
+        return encode_shuffled(encode, images, seed=seed)
+
+    def _negatives(self) -> tuple[Tensor, Tensor]:
+        """The queue's keys, and what ``exclude`` compares of them."""
+        same = self.queue.indices if self.exclude == "image" else self.queue.labels
+        if self.unfilled == "noise":
+            return self.queue.keys, same
+        filled = int(self.queue.filled)
+        return self.queue.keys[:filled], same[:filled]
+
+    def _log_queue(self, label: Tensor | None, index: Tensor | None, keys: Tensor) -> None:
+        labels, indices = self.queue.labels[: len(keys)], self.queue.indices[: len(keys)]
+        zero = torch.zeros((), device=self.device)
+        own_image = zero if index is None else equal_share(index, indices)
+        same_label = zero if label is None else equal_share(label, labels)
+        filtered = {"none": zero, "image": own_image, "label": same_label}[self.exclude]
+        self.log("filtered", filtered)
+        self.log("own_image", own_image if self.exclude == "none" else zero)
+        self.log("queue_fill", self.queue.filled / len(self.queue))
+        self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
+        """Features for the callbacks that probe the encoder; changes nothing here."""
+        views, label, _ = as_batch(batch)
+        return {"features": pooled(self.encoder, views[0]), "label": label}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        parameters = [*self.encoder.parameters(), *self.head.parameters()]
+        return sgd(
+            parameters,
+            self.trainer,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+        )
+
+    def on_train_start(self) -> None:
+        checks.refuse_sync_batch_norm(self)
+        checks.warn_of_own_images(self)
+        checks.check_equal_on_all_ranks(self.queue)
+        self._held.clear()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            needs = {"none": "", "image": "index", "label": "label"}[self.exclude]
+            checks.check_batch(self, batch, self.encoder, views=2, needs=needs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["input"] = describe_input(self.encoder)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for encoder in (self.encoder, self.key_encoder):
+            restore_input(encoder, checkpoint["input"])
+
+
+class MoCoV1(MoCo):
+    """MoCo v1 (protocol 1.3): linear head, t = 0.07, step schedule, its own augmentation order.
+
+    Args: those of :class:`MoCo`.
+    """
+
+    def __init__(
+        self,
+        encoder: str | nn.Module = "resnet50",
+        *,
+        temperature: float = 0.07,
+        mlp: bool = False,
+        schedule: Schedule = "step",
+        views: str = "moco_v1",
+        **arguments: Any,
+    ) -> None:
+        super().__init__(
+            encoder, temperature=temperature, mlp=mlp, schedule=schedule, views=views, **arguments
+        )
+
+
+class MoCoV2(MoCo):
+    """MoCo v2 (protocol 1.4), the defaults of :class:`MoCo`: MLP head, t = 0.2, cosine."""
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows of unit length, in fp32 at least, also under autocast."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
+
+
+def _gathered(x: Tensor | None) -> Tensor | None:
+    return None if x is None else gather(x)[0]

@@ -1,0 +1,117 @@
+"""Supervised pretraining by cross-entropy, the paper's baseline (Sec. 2.1, protocol 1.2)."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from goodtransfer.encoders import Encoder, pooled
+from goodtransfer.methods import checks
+from goodtransfer.momentum import NO_LABEL
+from goodtransfer.optim import Schedule, sgd
+from goodtransfer.views import as_batch
+from goodtransfer.weights import describe_input, load_encoder, restore_input
+
+
+class SupervisedCE(pl.LightningModule):
+    """Softmax cross-entropy over class labels on one view per image.
+
+    The paper gives epochs (200), cosine and augmentation, but no optimizer settings: lr 0.1 for a
+    batch of 256 and decay 1e-4 are those of PyTorch's ImageNet example (protocol 0.1).
+
+    Args:
+        encoder: a name, a weight file (see ``weights.load_encoder``), or a module.
+        num_classes: classes; None takes the data module's.
+        lr: learning rate, never rescaled.
+        weight_decay: on every parameter.
+        schedule: per epoch, over ``trainer.max_epochs``: ``"cosine"`` or ``"step"``.
+        views: name of the recipe a data module takes when its own ``views`` is None.
+
+    Logs: ``loss``, ``train_acc`` (%), ``lr``, and ``acc_head`` (%) in validation and test: the
+    classifier's own top-1.
+    """
+
+    def __init__(
+        self,
+        encoder: str | nn.Module = "resnet50",
+        *,
+        num_classes: int | None = None,
+        lr: float = 0.1,
+        weight_decay: float = 1e-4,
+        schedule: Schedule = "cosine",
+        views: str = "supervised",
+    ) -> None:
+        super().__init__()
+        checks.check_positive(lr=lr)
+        checks.check_choice("schedule", schedule, Schedule)
+        self.encoder: Encoder = load_encoder(encoder)
+        self.save_hyperparameters(ignore="encoder")
+        self.hparams["encoder"] = self.encoder.name
+        self.lr, self.weight_decay, self.schedule, self.views = lr, weight_decay, schedule, views
+        self.head: nn.Linear | None = None
+        if num_classes is not None:
+            self._add_head(num_classes)
+
+    def _add_head(self, num_classes: int) -> None:
+        self.head = nn.Linear(self.encoder.channels[5], num_classes)
+        self.hparams["num_classes"] = num_classes
+
+    def setup(self, stage: str) -> None:
+        if self.head is None:
+            num_classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+            if num_classes is None:
+                raise ValueError(
+                    "Expected the number of classes, but num_classes=None and there is no data "
+                    "module to ask: pass SupervisedCE(num_classes=...)."
+                )
+            self._add_head(num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to class logits (N, num_classes)."""
+        return self._classify(pooled(self.encoder, images))
+
+    def _classify(self, features: Tensor) -> Tensor:
+        if self.head is None:
+            raise ValueError("Expected num_classes to be known, but this module was never set up.")
+        logits: Tensor = self.head(features)
+        return logits
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
+        (view,), label, _ = as_batch(batch)
+        features = pooled(self.encoder, view)
+        logits = self._classify(features)
+        loss = F.cross_entropy(logits.float(), label, ignore_index=NO_LABEL)  # type: ignore[arg-type]
+        self.log("loss", loss.detach(), prog_bar=True)
+        self.log("train_acc", 100 * (logits.argmax(1) == label).float().mean(), prog_bar=True)
+        self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
+        return {"loss": loss, "features": features.detach(), "label": label}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
+        views, label, _ = as_batch(batch)
+        features = pooled(self.encoder, views[0])
+        correct = (self._classify(features).argmax(1) == label).float().mean()
+        self.log("acc_head", 100 * correct, batch_size=len(features), sync_dist=True)
+        return {"features": features, "label": label}
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return sgd(
+            self.parameters(),
+            self.trainer,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+        )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            checks.check_batch(self, batch, self.encoder, views=1, needs="label")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["input"] = describe_input(self.encoder)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        restore_input(self.encoder, checkpoint["input"])

@@ -1,0 +1,123 @@
+"""The two stateful parts of MoCo: the queue of earlier keys and the momentum (EMA) encoder."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NO_LABEL = -1
+
+
+class KeyQueue(nn.Module):
+    """First-in first-out memory of K keys with their labels and image indices (MoCo, Alg. 1).
+
+    Exact at any batch size: it wraps, and of a batch larger than itself it keeps the newest K.
+    All state is in buffers, written in place, so that a checkpoint holds it and a resumed run goes
+    on with the same negatives. Free slots hold unit-length noise with label and index -1, which
+    count as negatives as in the official code. The noise has its own fixed seed: DDP neither
+    synchronises nor broadcasts the queue, so the ranks must start alike by themselves.
+
+    Args:
+        size: K, the number of keys.
+        dim: C, the feature dimension.
+        allow_resize: let ``load_state_dict`` take a queue of another size, keeping its newest keys.
+            Without it such a checkpoint is refused, since other negatives are another experiment.
+
+    Attributes:
+        keys: (K, C) fp32; the order is of storage, ``pointer`` is the oldest slot once full.
+        labels: (K,) int64, -1 where there is none.
+        indices: (K,) int64, data set index of the key's image, -1 where unknown.
+        pointer: int64 scalar, the slot that the next key takes.
+        filled: int64 scalar, how many slots hold real keys.
+    """
+
+    keys: Tensor
+    labels: Tensor
+    indices: Tensor
+    pointer: Tensor
+    filled: Tensor
+
+    def __init__(self, size: int, dim: int, *, allow_resize: bool = False) -> None:
+        super().__init__()
+        if size < 1 or dim < 1:
+            raise ValueError(
+                f"Expected `size` and `dim` to be positive, but got {size} and {dim}."
+            )
+        self.allow_resize = allow_resize
+        noise = torch.randn(size, dim, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("keys", F.normalize(noise, dim=1))
+        self.register_buffer("labels", torch.full((size,), NO_LABEL))
+        self.register_buffer("indices", torch.full((size,), NO_LABEL))
+        self.register_buffer("pointer", torch.tensor(0))
+        self.register_buffer("filled", torch.tensor(0))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @torch.no_grad()
+    def enqueue(
+        self, keys: Tensor, labels: Tensor | None = None, indices: Tensor | None = None
+    ) -> None:
+        """Overwrite the oldest slots with ``keys`` (B, C), oldest first; labels, indices (B,)."""
+        count = len(keys)
+        newest = slice(max(0, count - len(self)), None)
+        offsets = torch.arange(count, device=self.keys.device)[newest]
+        slots = (self.pointer + offsets) % len(self)
+        self.keys[slots] = keys[newest].to(self.keys)
+        self.labels[slots] = NO_LABEL if labels is None else labels[newest].to(self.labels)
+        self.indices[slots] = NO_LABEL if indices is None else indices[newest].to(self.indices)
+        self.pointer.add_(count).remainder_(len(self))
+        self.filled.add_(count).clamp_(max=len(self))
+
+    def checksum(self) -> Tensor:
+        """Float64 (5,): equal on two ranks only if, practically, their queues are equal."""
+        slots = torch.linspace(1, 2, len(self), device=self.keys.device, dtype=torch.float64)
+        columns = (self.keys.sum(1), self.labels, self.indices)
+        sums = [column.double() @ slots for column in columns]
+        return torch.stack([*sums, self.pointer.double(), self.filled.double()])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + "keys")
+        if saved is not None and len(saved) != len(self):
+            if not self.allow_resize:
+                raise ValueError(
+                    f"Expected a queue of {len(self)} keys, but the checkpoint holds {len(saved)}: "
+                    f"set queue_size={len(saved)}, or allow_queue_resize=True to keep the newest."
+                )
+            state_dict.update(self._resized(state_dict, prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _resized(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
+        """The saved keys, oldest first, put through an empty queue of this size."""
+        names = ("keys", "labels", "indices", "pointer", "filled")
+        keys, labels, indices, pointer, filled = (state_dict[prefix + name] for name in names)
+        oldest_first = (torch.arange(len(keys)) + int(pointer)) % len(keys)
+        real = oldest_first[len(keys) - int(filled) :]
+        resized = KeyQueue(len(self), keys.shape[1])
+        resized.enqueue(keys[real], labels[real], indices[real])
+        return {prefix + name: value for name, value in resized.state_dict().items()}
+
+
+def equal_share(queries: Tensor, keys: Tensor) -> Tensor:
+    """Share of the N x K pairs with equal, non-negative labels, without building the pairs.
+
+    >>> equal_share(torch.tensor([0, 1, -1, 7]), torch.tensor([0, 0, 1, -1]))  # 3 of 16
+    tensor(0.1875)
+    """
+    ordered = queries.sort().values
+    matches = torch.searchsorted(ordered, keys, right=True) - torch.searchsorted(ordered, keys)
+    return matches[keys >= 0].sum() / max(1, queries.numel() * keys.numel())
+
+
+@torch.no_grad()
+def ema_update(online: nn.Module, target: nn.Module, momentum: float) -> None:
+    """``target = momentum * target + (1 - momentum) * online``, over parameters only.
+
+    Buffers stay: the key encoder keeps the BN statistics of its own batches, and counters such as
+    ``num_batches_tracked`` are no averages. Source: facebookresearch/moco@132aea9,
+    moco/builder.py, ``_momentum_update_key_encoder``.
+    """
+    targets, onlines = list(target.parameters()), list(online.parameters())
+    torch._foreach_mul_(targets, momentum)
+    torch._foreach_add_(targets, onlines, alpha=1 - momentum)

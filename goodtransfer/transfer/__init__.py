@@ -1,0 +1,5 @@
+"""Transfer tasks: LightningModules that take an encoder and are scored."""
+
+from goodtransfer.transfer.linear import LinearProbe
+
+__all__ = ["LinearProbe"]

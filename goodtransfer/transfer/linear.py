@@ -1,0 +1,191 @@
+"""Linear readout of frozen features (the paper's ImageNet column; protocol 2.1)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from goodtransfer.callbacks.frozen import FrozenCheck
+from goodtransfer.encoders import Encoder, pooled
+from goodtransfer.optim import sgd
+from goodtransfer.views import as_batch
+from goodtransfer.weights import load_encoder
+
+LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+MOCO_LR = 30.0
+
+
+class LinearProbe(pl.LightningModule):
+    """Linear classifiers on the pooled last features of a frozen encoder, one per learning rate.
+
+    MoCo's readout: SGD, momentum 0.9, no decay, 100 epochs, a tenth at 60 and 80 % of them, weights
+    from N(0, 0.01). Its learning rate of 30 suits MoCo's small features; the paper does not say what
+    it used for others, so all rates train in one pass over the same features and the validation
+    set chooses. Give it images that are neither trained on nor reported: the data module's
+    ``selection=0.1``.
+
+    Args:
+        encoder: a name, a weight file (see ``weights.load_encoder``), or a module.
+        num_classes: classes; None takes the data module's.
+        lrs: the learning rates, for a batch of 256.
+        head: a linear classifier that came with the encoder (``weights.load_head``), reported too.
+        views: name of the recipe a data module takes when its own ``views`` is None.
+
+    Logs, in percent: ``selection_acc`` in validation; in test ``acc`` (the chosen rate),
+    ``acc_lr30`` (upstream's rate, where among ``lrs``) and ``acc_head`` (``head`` as it came).
+
+    Raises:
+        RuntimeError: when any weight or BN statistic of the encoder moves during the fit.
+    """
+
+    lr_weights: Tensor
+    chosen: Tensor
+
+    def __init__(
+        self,
+        encoder: str | nn.Module = "resnet50",
+        *,
+        num_classes: int | None = None,
+        lrs: Sequence[float] = LEARNING_RATES,
+        head: nn.Linear | None = None,
+        views: str = "linear",
+    ) -> None:
+        super().__init__()
+        if not lrs or min(lrs) <= 0:
+            raise ValueError(f"Expected argument `lrs` to be positive rates, but got {lrs}.")
+        self.encoder: Encoder = load_encoder(encoder).requires_grad_(False).eval()
+        self.save_hyperparameters(ignore=["encoder", "head"])
+        self.hparams["encoder"] = self.encoder.name
+        self.lrs, self.views = tuple(lrs), views
+        self.head = None if head is None else head.requires_grad_(False)
+        self.register_buffer("lr_weights", torch.tensor(self.lrs), persistent=False)
+        self.register_buffer("chosen", torch.tensor(0))
+        self.accuracy = _Accuracy(len(self.lrs))
+        self.head_accuracy = _Accuracy(1)
+        self.classifiers: nn.Linear | None = None
+        if num_classes is not None:
+            self._add_classifiers(num_classes)
+
+    def _add_classifiers(self, num_classes: int) -> None:
+        """All classifiers side by side in one layer, (rates * classes, features)."""
+        self.num_classes = self.hparams["num_classes"] = num_classes
+        layer = nn.Linear(self.encoder.channels[5], len(self.lrs) * num_classes)
+        nn.init.normal_(layer.weight[:num_classes], std=0.01)
+        with torch.no_grad():  # the same start for every rate
+            layer.weight.copy_(layer.weight[:num_classes].repeat(len(self.lrs), 1))
+        nn.init.zeros_(layer.bias)
+        self.classifiers = layer
+
+    def setup(self, stage: str) -> None:
+        if self.classifiers is None:
+            num_classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+            if num_classes is None:
+                raise ValueError(
+                    "Expected the number of classes, but num_classes=None and there is no data "
+                    "module to ask: pass LinearProbe(num_classes=...)."
+                )
+            self._add_classifiers(num_classes)
+
+    def train(self, mode: bool = True) -> "LinearProbe":
+        """The encoder stays in eval mode: its BN statistics are frozen, too."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [FrozenCheck("encoder")]
+
+    @torch.no_grad()
+    def _features(self, images: Tensor) -> Tensor:
+        return pooled(self.encoder, images).float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to the chosen classifier's logits (N, num_classes)."""
+        return self._logits(self._features(images))[:, int(self.chosen)]
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """Features (N, C) to (N, rates, classes)."""
+        if self.classifiers is None:
+            raise ValueError("Expected num_classes to be known, but this module was never set up.")
+        logits: Tensor = self.classifiers(features)
+        return logits.view(len(features), len(self.lrs), self.num_classes)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        (view,), label, _ = as_batch(batch)
+        logits = self._logits(self._features(view)).float()
+        target = _labelled(label).unsqueeze(1).expand(logits.shape[:2])
+        losses = F.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(0)
+        self.log("loss", losses.detach().nan_to_num(torch.inf).min(), prog_bar=True)
+        # Each rate's loss times its rate, under SGD with rate 1, is SGD with that rate: gradients
+        # of the classifiers are separate, momentum is linear in them, and there is no decay.
+        return (losses * self.lr_weights).sum()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        views, label, _ = as_batch(batch)
+        features = self._features(views[0])
+        self.accuracy.update(self._logits(features), _labelled(label))
+        if self.head is not None:
+            self.head_accuracy.update(self.head(features).unsqueeze(1), _labelled(label))
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        accuracy, _ = self.accuracy.take(), self.head_accuracy.take()
+        if not self.trainer.sanity_checking:
+            self.chosen.copy_(accuracy.argmax())
+            self.log("selection_acc", accuracy.max(), prog_bar=True)
+
+    def on_test_epoch_end(self) -> None:
+        accuracy, head_accuracy = self.accuracy.take(), self.head_accuracy.take()
+        self.log("acc", accuracy[self.chosen])
+        self.log("chosen_lr", self.lr_weights[self.chosen])
+        if MOCO_LR in self.lrs:
+            self.log("acc_lr30", accuracy[self.lrs.index(MOCO_LR)])
+        if self.head is not None:
+            self.log("acc_head", head_accuracy[0])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        classifiers = [p for p in self.parameters() if p.requires_grad]
+        return sgd(classifiers, self.trainer, lr=1.0, weight_decay=0.0, schedule="step")
+
+
+class _Accuracy(Metric):
+    """Top-1 of several classifiers on the same images, in percent; exact over ranks."""
+
+    correct: Tensor
+    total: Tensor
+    full_state_update = False
+
+    def __init__(self, classifiers: int) -> None:
+        super().__init__()
+        self.add_state("correct", torch.zeros(classifiers, dtype=torch.long), "sum")
+        self.add_state("total", torch.tensor(0), "sum")
+
+    def update(self, logits: Tensor, label: Tensor) -> None:
+        """Logits (N, classifiers, classes), label (N,)."""
+        self.correct += (logits.argmax(2) == label.unsqueeze(1)).sum(0)
+        self.total += len(label)
+
+    def compute(self) -> Tensor:
+        """Percent correct of each classifier, (classifiers,)."""
+        return 100 * self.correct / self.total.clamp(min=1)
+
+    def take(self) -> Tensor:
+        """The accuracies, (classifiers,) also for one, and a fresh start."""
+        accuracy = torch.atleast_1d(self.compute()) if self.update_called else torch.zeros(1)
+        self.reset()
+        return accuracy
+
+
+def _labelled(label: Tensor | None) -> Tensor:
+    if label is None:
+        raise ValueError(
+            "Expected labels for LinearProbe, but the loader gives none: batches are "
+            "((view,), label, index)."
+        )
+    return label

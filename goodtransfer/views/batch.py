@@ -1,0 +1,46 @@
+"""The one thing that data modules and methods agree on: the order of a batch."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Views of N images, with what is known of the images.
+
+    Attributes:
+        views: tuple of RGB tensors (N, 3, H, W), uint8 or float in [0, 1], not normalised.
+        label: (N,) integers, -1 for an image without label; or None.
+        index: (N,) integers, the image's number in its data set; or None.
+    """
+
+    views: tuple[Tensor, ...]
+    label: Tensor | None = None
+    index: Tensor | None = None
+
+
+def as_batch(batch: Any) -> Batch:
+    """Any ``((view, ...), label, index)`` sequence as a :class:`Batch`; label and index optional.
+
+    So torchvision's ImageFolder with a two-crop transform (``[[v1, v2], y]``), one view
+    (``[v, y]``), and lightly's loaders (whose third entry is file names) work unchanged.
+    """
+    if isinstance(batch, Batch):
+        return batch
+    if isinstance(batch, Tensor):
+        return Batch((batch,))
+    if not isinstance(batch, Sequence) or not batch:
+        raise ValueError(
+            "Expected a batch ((view, ...), label, index), with label and index optional, "
+            f"but got {type(batch).__name__}."
+        )
+    views, *rest = batch
+    if isinstance(views, Tensor) and len(rest) == 1 and _is_images(rest[0]):
+        views, rest = (views, rest[0]), []  # a bare pair of views
+    label, index = (r if isinstance(r, Tensor) else None for r in (*rest, None, None)[:2])
+    return Batch((views,) if isinstance(views, Tensor) else tuple(views), label, index)
+
+
+def _is_images(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.ndim == 4
