@@ -80,6 +80,11 @@ def info_nce_rows(
     return losses, won
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """``x`` in fp32 at least: half types go up, fp64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -92,8 +97,7 @@ class _InfoNCE(torch.autograd.Function):
         key_labels: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(queries.device.type, enabled=False):
-            dtype = torch.promote_types(queries.dtype, torch.float32)
-            q, p = queries.to(dtype) / temperature, positives.to(dtype)
+            q, p = full_precision(queries) / temperature, full_precision(positives)
             positive = (q * p).sum(1)  # N
             needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
             top, total, pull = _softmax_over_keys(

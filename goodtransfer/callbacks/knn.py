@@ -52,7 +52,7 @@ class OnlineKNN(pl.Callback):
         features, labels = (gather(x)[0] for x in labelled_features(outputs, "training_step"))
         if self._bank is None:
             self._bank = self._build(features.shape[1])
-        self._bank.to(features.device).enqueue(F.normalize(features), labels)
+        _moved(self._bank, features).enqueue(F.normalize(features), labels)
 
     def on_validation_batch_end(
         self,
@@ -66,7 +66,7 @@ class OnlineKNN(pl.Callback):
         if self._bank is None or not int(self._bank.filled):
             return  # the sanity check, before any training
         features, labels = labelled_features(outputs, "validation_step")
-        bank, filled = self._bank.to(features.device), int(self._bank.filled)
+        bank, filled = _moved(self._bank, features), int(self._bank.filled)
         bank_labels = bank.labels[:filled]
         predicted = knn_predict(
             F.normalize(features),
@@ -87,6 +87,12 @@ class OnlineKNN(pl.Callback):
 
     def _build(self, features: int) -> KeyQueue:
         return KeyQueue(self.size, features, allow_resize=True)
+
+
+@torch.inference_mode(False)  # what validation moves must still be fit for training
+def _moved(bank: KeyQueue, features: Tensor) -> KeyQueue:
+    """Take the bank to the device of the features."""
+    return bank.to(features.device)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -72,7 +73,7 @@ class OnlineProbe(pl.Callback):
             )
         if self._parts is None:
             self._parts = self._build(features.shape[1], self._classes)
-        probe, optimizer = _moved(self._parts, features)
+        self._parts = probe, optimizer = _moved(self._parts, features)
         logits = probe.train()(features)
         optimizer.zero_grad()
         F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
@@ -91,13 +92,15 @@ class OnlineProbe(pl.Callback):
         if self._parts is None:
             return  # the sanity check, before any training
         features, labels = labelled_features(outputs, "validation_step")
-        probe, _ = _moved(self._parts, features)
+        self._parts = probe, _ = _moved(self._parts, features)
         predicted = probe.eval()(features).argmax(1)
         log_accuracy(pl_module, "online_acc", predicted, labels, sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("probe", "optimizer")
-        return {n: p.state_dict() for n, p in zip(names, self._parts or (), strict=False)}
+        if self._parts is None:
+            return {}
+        probe, optimizer = self._parts
+        return {"probe": probe.state_dict(), "optimizer": optimizer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         classes, features = state_dict["probe"]["1.weight"].shape
@@ -107,20 +110,22 @@ class OnlineProbe(pl.Callback):
 
     def _build(self, features: int, classes: int) -> tuple[nn.Sequential, SGD]:
         # A convex problem needs no random start, and skip_init draws nothing.
-        linear = nn.utils.skip_init(nn.Linear, features, classes)
+        linear = nn.utils.skip_init(nn.Linear, features, classes)  # type: ignore[no-untyped-call]
         for parameter in linear.parameters():
             nn.init.zeros_(parameter)
         probe = nn.Sequential(nn.BatchNorm1d(features, affine=False), linear)
         return probe, SGD(probe.parameters(), lr=self.lr, momentum=0.9)
 
 
+@torch.inference_mode(False)  # what validation moves must still be fit for training
 def _moved(parts: tuple[nn.Sequential, SGD], features: Tensor) -> tuple[nn.Sequential, SGD]:
     """Probe and optimizer on the device of the features."""
     probe, optimizer = parts
-    if next(probe.parameters()).device != features.device:
-        probe.to(features.device)
-        optimizer.load_state_dict(optimizer.state_dict())  # momentum goes where the weights are
-    return parts
+    if next(probe.parameters()).device == features.device:
+        return parts
+    moved = SGD(probe.to(features.device).parameters())
+    moved.load_state_dict(optimizer.state_dict())  # with momentum, lr and all
+    return probe, moved
 
 
 def labelled_features(outputs: Any, step: str) -> tuple[Tensor, Tensor]:

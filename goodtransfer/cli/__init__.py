@@ -31,15 +31,16 @@ One command of each; DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg:
   goodtransfer test --model=SupervisedCE --data=ImageNetDataModule --data.root=DIR \\
       --ckpt_path=FILE.ckpt
   goodtransfer predict --model=SupervisedCE --data=my_package.MyDataModule --ckpt_path=FILE.ckpt
-  goodtransfer study --help
+  goodtransfer study run --scale smoke --out smoke
 
 Read on: `goodtransfer VERB --help`, `goodtransfer fit --model.help=ExemplarMoCo`, README.md.
 `goodtransfer --version` prints the version. GOODTRANSFER_TRACEBACK=1 shows where an error arose.
 """
 
 _VERBS = ("fit", "validate", "test", "predict", "study")
-# What these raise about arguments, files and machines is written for the user.
+# What these packages raise of these types is about arguments, files and machines.
 _SPEAKERS = {"goodtransfer", "pytorch_lightning", "lightning_fabric"}
+_SPOKEN = (ValueError, FileNotFoundError, ModuleNotFoundError)
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -58,10 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         return _fail(f"Expected a verb among {', '.join(_VERBS)}, but got {verb!r}: {hint}")
     try:
         return _run(verb, rest)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        if os.environ.get("GOODTRANSFER_TRACEBACK") or _raised_in(error) not in _SPEAKERS:
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None or os.environ.get("GOODTRANSFER_TRACEBACK"):
             raise
-        return _fail(str(error))
+        return _fail(sentence)
 
 
 def _run(verb: str, rest: list[str]) -> int | None:
@@ -69,15 +71,27 @@ def _run(verb: str, rest: list[str]) -> int | None:
         from goodtransfer.cli import study
 
         return study.main(rest)
-    from goodtransfer.cli import fit
+    try:
+        from goodtransfer.cli import fit
+    except ModuleNotFoundError as error:
+        if error.name != "jsonargparse":
+            raise
+        raise ModuleNotFoundError(
+            f"`goodtransfer {verb}` needs jsonargparse: pip install 'goodtransfer[cli]'"
+        ) from error
+    fit.main(verb, rest)
+    return None
 
-    return fit.main(verb, rest)
 
-
-def _raised_in(error: BaseException) -> str:
-    """The top-level package whose code raised."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+def _sentence(error: BaseException | None) -> str | None:
+    """Find what was written for the user; None for a bug, which keeps its traceback."""
+    while error is not None:  # jsonargparse wraps what a constructor raises
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        speaker = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if isinstance(error, _SPOKEN) and speaker in _SPEAKERS:
+            return str(error)
+        error = error.__cause__
+    return None
 
 
 def _fail(sentence: str) -> int:

@@ -3,17 +3,19 @@
 It stands in for ImageNet where a run must finish in minutes without any download. A class is one of
 five shapes filled with one of four textures. Nothing simpler than that may tell the class:
 
-* colour: every shape covers the same area, every texture shows its dark and its light tone in equal
-  parts, and the tones are drawn without looking at the class;
+* colour: all shapes have the same area (the image cuts off a few tips), all textures show their dark
+  and their light tone in equal parts, and the tones are drawn without looking at the class;
 * single pixels: place, size, angle and the texture's phase are free, so dark and light swap places
-  and the mean image of every class is the same grey.
+  and every class has the same mean image.
 
-Every image is drawn from a `Scene`, the full description of what is in it, in units of the image's
+An image is drawn from a `Scene`, the full description of what is in it, in units of the image's
 side. Boxes, masks, landmarks and other layouts are to be written from the same description.
 """
 
 import json
 import math
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,81 +25,87 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Array = NDArray[np.float32]
+Point = tuple[float, float]
 Colour = tuple[float, float, float]
 
 SPLITS = ("train", "val")
-JPEG_QUALITY = 95
 MARKER = "toy.json"
-VERSION = 1  # raise it with every change of the pixels: a folder of an older world is then refused
+VERSION = 1  # raise it with any change of the pixels: folders of the older world are then refused
+JPEG_QUALITY = 95
+
+# The world: uniform ranges, lengths in units of the image's side, brightness in 0..1.
+RADIUS = (0.32, 0.38)  # of the disc of the object's area
+SHIFT = 0.06  # of the centre from the middle of the image, each way
+TURN = 0.8  # radians, each way; a full turn leaves an untrained encoder too little to go by
+PERIOD = (0.24, 0.28)  # of the texture
+BACKGROUND = (0.45, 0.55)  # brightness; the two tones lie symmetrically around it
+CONTRAST = (0.32, 0.40)  # of a tone to the background
+TINT = 0.06  # of each colour channel, each way
+
+# --- Shapes, at the area of the unit disc: signed distance to the outline, negative inside.
 
 
-# --- shapes: signed distance to the outline, negative inside, in the object's own frame ---
-
-
-def _polygon(x: Array, y: Array, corners: list[tuple[float, float]]) -> Array:
-    """Signed distance to a simple polygon: nearest edge, with the sign from crossing parity."""
-    nearest = np.full_like(x, np.inf)
-    inside = np.zeros(x.shape, dtype=bool)
-    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
-        ex, ey = bx - ax, by - ay
-        along = np.clip(((x - ax) * ex + (y - ay) * ey) / (ex * ex + ey * ey), 0, 1)
-        nearest = np.minimum(nearest, np.hypot(x - ax - along * ex, y - ay - along * ey))
-        crosses = (ay > y) != (by > y)
-        if ey:
-            inside ^= crosses & (x < ax + (y - ay) * ex / ey)
-    return np.where(inside, -nearest, nearest)
-
-
-def _spokes(radii: list[float]) -> list[tuple[float, float]]:
-    """The corners at equal angles and the given distances from the centre, the first one on top."""
-    turns = [2 * math.pi * i / len(radii) for i in range(len(radii))]
-    return [(r * math.sin(t), -r * math.cos(t)) for r, t in zip(radii, turns, strict=True)]
-
-
-_TRIANGLE = _spokes([1.0] * 3)
-_SQUARE = _spokes([1.0] * 4)
-_STAR = _spokes([1.0, 0.38] * 5)
-_ARM = 0.3
-_CROSS = [(x * s, y * s) for s in (1,) for x, y in [
-    (-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM),
-    (_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM)]]
-
-
-def _area(corners: list[tuple[float, float]]) -> float:
+def _area(corners: list[Point]) -> float:
     pairs = zip(corners, corners[1:] + corners[:1], strict=True)
     return abs(sum(ax * by - bx * ay for (ax, ay), (bx, by) in pairs)) / 2
 
 
-def _unit(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Scaled to the area of the unit disc, so that the amount of colour does not tell the shape."""
+def _star_shaped(radii: list[float]) -> list[Point]:
+    """Corners at equal angles from the top, at these distances, then scaled to the disc's area."""
+    turns = [2 * math.pi * i / len(radii) for i in range(len(radii))]
+    corners = [(r * math.sin(t), -r * math.cos(t)) for r, t in zip(radii, turns, strict=True)]
     scale = math.sqrt(math.pi / _area(corners))
     return [(x * scale, y * scale) for x, y in corners]
 
 
-CORNERS = {"square": _unit(_SQUARE), "triangle": _unit(_TRIANGLE), "star": _unit(_STAR),
-           "cross": _unit(_CROSS)}
-SHAPES = ("disc", *CORNERS)
+def _cross(arm: float = 0.3) -> list[Point]:
+    """Corners of a plus sign, its arms twice ``arm`` wide and 1 long, then scaled likewise."""
+    quarter = [(-arm, -1.0), (arm, -1.0), (arm, -arm)]
+    corners = list(quarter)
+    for _ in range(3):
+        quarter = [(-y, x) for x, y in quarter]
+        corners += quarter
+    scale = math.sqrt(math.pi / _area(corners))
+    return [(x * scale, y * scale) for x, y in corners]
 
 
-def _outline(shape: str, x: Array, y: Array) -> Array:
-    return np.hypot(x, y) - 1 if shape == "disc" else _polygon(x, y, CORNERS[shape])
+CORNERS = {
+    "cross": _cross(),
+    "square": _star_shaped([1.0] * 4),
+    "star": _star_shaped([1.0, 0.38] * 5),
+    "triangle": _star_shaped([1.0] * 3),
+}
 
 
-# --- textures: signed distance to the border between the tones, both covering half the plane ---
+def _distance_to_shape(shape: str, x: Array, y: Array) -> Array:
+    """Nearest point of the outline; the sign from how often a ray to the right crosses it."""
+    if shape == "disc":
+        return np.hypot(x, y) - np.float32(1)
+    nearest = np.full_like(x, np.inf)
+    inside = np.zeros(x.shape, dtype=np.bool_)
+    corners = CORNERS[shape]
+    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
+        ex, ey = bx - ax, by - ay
+        along = np.clip(((x - ax) * ex + (y - ay) * ey) / (ex * ex + ey * ey), 0, 1)
+        nearest = np.minimum(nearest, np.hypot(x - ax - along * ex, y - ay - along * ey))
+        if ey:  # a level edge is crossed by no level ray
+            inside ^= ((ay > y) != (by > y)) & (x < ax + (y - ay) * (ex / ey))
+    return np.where(inside, -nearest, nearest)
 
 
-def _wave(u: Array) -> Array:
-    """Distance to the nearest change of a square wave of period 1, negative in its first half."""
-    return np.abs(u - np.floor(u) - 0.5) - 0.25
+# --- Textures, at period 1: signed distance to the border of the tones, negative where light;
+# --- both tones cover half of the plane.
 
 
 def _stripes(u: Array, v: Array) -> Array:
-    return _wave(u)
+    distance: Array = np.abs(u - np.floor(u) - np.float32(0.5)) - np.float32(0.25)
+    return distance
 
 
 def _checks(u: Array, v: Array) -> Array:
-    a, b = _wave(u), _wave(v)
-    return np.sign(a * b) * np.minimum(np.abs(a), np.abs(b))
+    a, b = _stripes(u, v), _stripes(v, u)
+    distance: Array = np.sign(a * b) * np.minimum(np.abs(a), np.abs(b))
+    return distance
 
 
 def _dots(u: Array, v: Array) -> Array:
@@ -105,85 +113,188 @@ def _dots(u: Array, v: Array) -> Array:
 
 
 def _zigzag(u: Array, v: Array) -> Array:
-    return _wave(u + 2 * np.abs(v / 2 - np.floor(v / 2) - 0.5)) / np.float32(math.sqrt(2))
+    bend = 2 * np.abs(v / 2 - np.floor(v / 2) - np.float32(0.5))
+    return _stripes(u + bend, v) / np.float32(math.sqrt(2))  # the borders run at 45 degrees
 
 
 TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
-    "stripes": _stripes, "checks": _checks, "dots": _dots, "zigzag": _zigzag}
+    "checks": _checks,
+    "dots": _dots,
+    "stripes": _stripes,
+    "zigzag": _zigzag,
+}
+SHAPES = ("cross", "disc", "square", "star", "triangle")
+# In alphabetical order, so that a label is the number ImageFolder gives to the class folder.
 CLASSES = tuple(f"{shape}-{texture}" for shape in SHAPES for texture in TEXTURES)
-
-# World parameters
-RADIUS = (0.26, 0.34)
-PERIOD = (0.17, 0.21)
-SHIFT = 0.1
-TURN = math.pi
-TINT = 0.1
-CONTRAST = (0.25, 0.4)
-GREY = (0.45, 0.55)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image in words; lengths in units of the image's side, colours in 0..1."""
+    """What is in one image; lengths in units of its side, angle in radians, colours in 0..1.
+
+    ``radius`` is that of the disc with the object's area, so its outline may reach further out.
+    """
 
     label: int
-    shape: str
-    texture: str
-    centre: tuple[float, float]
+    centre: Point
     radius: float
     angle: float
     period: float
-    phase: tuple[float, float]
+    phase: Point
     dark: Colour
     light: Colour
     background: Colour
 
     @property
-    def name(self):
-        return f"{self.shape}-{self.texture}"
+    def class_name(self) -> str:
+        """The class folder, such as ``disc-stripes``."""
+        return CLASSES[self.label]
+
+    @property
+    def shape(self) -> str:
+        """First half of the class."""
+        return self.class_name.split("-")[0]
+
+    @property
+    def texture(self) -> str:
+        """Second half of the class."""
+        return self.class_name.split("-")[1]
 
 
 def scene(seed: int, split: str, index: int) -> Scene:
-    rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    label = index % len(CLASSES)
-    shape, texture = CLASSES[label].split("-")
+    """Invent one image from these three alone; the classes take turns.
 
-    def tinted(grey: float) -> Colour:
-        r, g, b = np.clip(grey + rng.uniform(-TINT, TINT, 3), 0, 1)
-        return float(r), float(g), float(b)
+    >>> scene(0, "train", 25).class_name
+    'disc-dots'
+    """
+    random = np.random.default_rng([seed, SPLITS.index(split), index])
 
-    cx, cy = 0.5 + rng.uniform(-SHIFT, SHIFT, 2)
-    grey = rng.uniform(*GREY)
-    contrast = rng.uniform(*CONTRAST)
-    px, py = rng.uniform(0, 2, 2)
-    return Scene(label, shape, texture, (float(cx), float(cy)), float(rng.uniform(*RADIUS)),
-                 float(rng.uniform(-TURN, TURN)), float(rng.uniform(*PERIOD)), (float(px), float(py)),
-                 tinted(grey - contrast), tinted(grey + contrast), tinted(grey))
+    def between(low: float, high: float) -> float:
+        return float(random.uniform(low, high))
+
+    def tinted(brightness: float) -> Colour:
+        r, g, b = (min(max(brightness + between(-TINT, TINT), 0.0), 1.0) for _ in range(3))
+        return r, g, b
+
+    background, contrast = between(*BACKGROUND), between(*CONTRAST)
+    return Scene(
+        label=index % len(CLASSES),
+        centre=(0.5 + between(-SHIFT, SHIFT), 0.5 + between(-SHIFT, SHIFT)),
+        radius=between(*RADIUS),
+        angle=between(-TURN, TURN),
+        period=between(*PERIOD),
+        phase=(between(0, 2), between(0, 2)),
+        dark=tinted(background - contrast),
+        light=tinted(background + contrast),
+        background=tinted(background),
+    )
+
+
+def _own_frame(what: Scene, size: int) -> tuple[Array, Array]:
+    """Place of every pixel's middle as the object sees it: from its centre, turned with it."""
+    middle = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
+    x, y = np.meshgrid(middle - np.float32(what.centre[0]), middle - np.float32(what.centre[1]))
+    cos, sin = np.float32(math.cos(what.angle)), np.float32(math.sin(what.angle))
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def mask(what: Scene, size: int) -> Array:
+    """Share of each pixel that the object covers (size x size), for blending and for labels."""
+    x, y = _own_frame(what, size)
+    radius = np.float32(what.radius)
+    distance = _distance_to_shape(what.shape, x / radius, y / radius) * radius
+    covered: Array = np.clip(np.float32(0.5) - distance * np.float32(size), 0, 1)
+    return covered
 
 
 def draw(what: Scene, size: int) -> NDArray[np.uint8]:
-    grid = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
-    x, y = np.meshgrid(grid - np.float32(what.centre[0]), grid - np.float32(what.centre[1]))
-    c, s = np.float32(math.cos(what.angle)), np.float32(math.sin(what.angle))
-    x, y = c * x + s * y, c * y - s * x
-    r, p = np.float32(what.radius), np.float32(what.period)
-    inside = np.clip(0.5 - _outline(what.shape, x / r, y / r) * r * size, 0, 1)
-    u, v = x / p + np.float32(what.phase[0]), y / p + np.float32(what.phase[1])
-    lit = np.clip(0.5 - TEXTURES[what.texture](u, v) * p * size, 0, 1)[..., None]
-    dark, light, back = (np.array(k, np.float32) for k in (what.dark, what.light, what.background))
+    """Paint the scene (size x size x RGB), edges smoothed over one pixel."""
+    x, y = _own_frame(what, size)
+    period = np.float32(what.period)
+    u, v = x / period + np.float32(what.phase[0]), y / period + np.float32(what.phase[1])
+    border = TEXTURES[what.texture](u, v) * period
+    lit = np.clip(np.float32(0.5) - border * np.float32(size), 0, 1)[..., None]
+    dark, light, background = (
+        np.array(colour, dtype=np.float32) for colour in (what.dark, what.light, what.background)
+    )
     fill = dark + lit * (light - dark)
-    pixels = back + inside[..., None] * (fill - back)
-    return (pixels * 255 + 0.5).astype(np.uint8)
+    pixels = background + mask(what, size)[..., None] * (fill - background)
+    rounded: NDArray[np.uint8] = (pixels * 255 + 0.5).astype(np.uint8)
+    return rounded
 
 
-def make_imagefolder(root, *, train=2000, val=2000, size=64, seed=0):
+# --- The folder
+
+
+def make_imagefolder(
+    root: str | Path, *, train: int = 2000, val: int = 2000, size: int = 64, seed: int = 0
+) -> Path:
+    """Write the world as ``ROOT/{train,val}/CLASS/NUMBER.jpg``; return at once if it is there.
+
+    An image depends on seed, split and number alone, so a longer split begins with the shorter one.
+    The folder appears whole or not at all: it is drawn beside ``root`` and renamed.
+
+    Args:
+        root: folder to write; may not hold anything else.
+        train: images of the training split, at least one per class.
+        val: images of the validation split, likewise.
+        size: side of the images in pixels.
+        seed: of everything that is drawn.
+
+    Raises:
+        ValueError: for a split that leaves classes empty, or where ``root`` holds something else.
+    """
     root = Path(root)
-    for split, n in (("train", train), ("val", val)):
-        for name in CLASSES:
-            (root / split / name).mkdir(parents=True, exist_ok=True)
-        for i in range(n):
-            sc = scene(seed, split, i)
-            Image.fromarray(draw(sc, size)).save(
-                root / split / sc.name / f"{i:05d}.jpg", quality=JPEG_QUALITY)
-    (root / MARKER).write_text(json.dumps({}))
+    if min(train, val) < len(CLASSES):
+        raise ValueError(
+            f"Expected at least {len(CLASSES)} images in each split, one per class, but found "
+            f"train={train} and val={val}: ask for more images."
+        )
+    if size < 16 or seed < 0:
+        raise ValueError(
+            f"Expected a size of at least 16 pixels and a seed of at least 0, but found "
+            f"size={size} and seed={seed}: change them."
+        )
+    wanted = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
+    if _is_there(root, wanted):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{root.name}-", dir=root.parent, ignore_cleanup_errors=True
+    ) as aside:
+        world = Path(aside) / "world"  # below, because a temporary folder itself is private
+        for split, count in (("train", train), ("val", val)):
+            _write_split(world / split, split, count, size, seed)
+        (world / MARKER).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+        try:
+            os.replace(world, root)
+        except OSError:
+            if not _is_there(root, wanted):  # else another process has been faster
+                raise
     return root
+
+
+def _write_split(folder: Path, split: str, count: int, size: int, seed: int) -> None:
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+    for index in range(count):
+        what = scene(seed, split, index)
+        path = folder / what.class_name / f"{index:06d}.jpg"
+        Image.fromarray(draw(what, size)).save(path, quality=JPEG_QUALITY)
+
+
+def _is_there(root: Path, wanted: dict[str, int]) -> bool:
+    """Whether ``root`` holds the wanted world; an absent or empty folder is free to be written."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    try:
+        found = json.loads((root / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if found == wanted:
+        return True
+    content = f"the toy world {found}" if found else f"something without a readable {MARKER}"
+    raise ValueError(
+        f"Expected the toy world {wanted} at {root}, but found {content}: "
+        f"name another folder, remove this one, or ask for the arguments it was made with."
+    )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from goodtransfer.distributed import bn_groups as count_bn_groups
 from goodtransfer.distributed import encode_shuffled, gather, split_batch_norm
 from goodtransfer.encoders import Encoder, pooled
-from goodtransfer.losses import info_nce_rows
+from goodtransfer.losses import full_precision, info_nce_rows
 from goodtransfer.methods import checks
 from goodtransfer.momentum import KeyQueue, ema_update, equal_share
 from goodtransfer.optim import Schedule, sgd
@@ -242,7 +242,7 @@ class MoCoV2(MoCo):
 
 def _unit(x: Tensor) -> Tensor:
     """Rows of unit length, in fp32 at least, also under autocast."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
+    return F.normalize(full_precision(x), dim=1)
 
 
 def _gathered(x: Tensor | None) -> Tensor | None:

@@ -8,6 +8,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from goodtransfer.encoders import Encoder, pooled
+from goodtransfer.losses import full_precision
 from goodtransfer.methods import checks
 from goodtransfer.momentum import NO_LABEL
 from goodtransfer.optim import Schedule, sgd
@@ -82,7 +83,7 @@ class SupervisedCE(pl.LightningModule):
         (view,), label, _ = as_batch(batch)
         features = pooled(self.encoder, view)
         logits = self._classify(features)
-        loss = F.cross_entropy(logits.float(), label, ignore_index=NO_LABEL)  # type: ignore[arg-type]
+        loss = F.cross_entropy(full_precision(logits), label, ignore_index=NO_LABEL)  # type: ignore[arg-type]
         self.log("loss", loss.detach(), prog_bar=True)
         self.log("train_acc", 100 * (logits.argmax(1) == label).float().mean(), prog_bar=True)
         self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))

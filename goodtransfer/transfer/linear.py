@@ -1,5 +1,6 @@
 """Linear readout of frozen features (the paper's ImageNet column; protocol 2.1)."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,6 +83,8 @@ class LinearProbe(pl.LightningModule):
         self.classifiers = layer
 
     def setup(self, stage: str) -> None:
+        # Here it is the protocol: Lightning need not wonder.
+        warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
         if self.classifiers is None:
             num_classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
             if num_classes is None:

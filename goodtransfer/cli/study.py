@@ -1,0 +1,102 @@
+"""``goodtransfer study``: the paper's tables as files. Planning needs no torch."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from goodtransfer.study.plan import Study
+from goodtransfer.study.protocol import SCALES
+from goodtransfer.study.results import Results
+from goodtransfer.study.tables import DEFAULT_TABLES, TABLES
+
+EXAMPLES = """examples:
+  goodtransfer study run --scale smoke --out smoke            minutes on two cores, no download
+  goodtransfer study run --scale small --data ROOT --out own  your images: ROOT/{train,val}/CLASS/*.jpg
+  goodtransfer study run --scale paper --data /imagenet --table 10 --out t10
+  goodtransfer study list --out smoke                         cells, their keys, what is done
+  goodtransfer study cell KEY --out smoke                     one cell, as an engine would run it
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a verb; sentences instead of tracebacks for what the user can mend."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.verb(arguments))
+    except (ValueError, FileNotFoundError, ModuleNotFoundError, OSError) as error:
+        print(f"goodtransfer study: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. Finished cells are kept; the same command goes on.", file=sys.stderr)
+        return 130
+
+
+def _study(arguments: argparse.Namespace) -> Study:
+    given = {n: getattr(arguments, n, None) for n in ("scale", "data", "tables", "seeds")}
+    if given["data"] is not None:
+        given["data"] = str(given["data"].resolve())
+    return Study.open(arguments.out, **given)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from goodtransfer.study.run import run_study
+
+    run_study(_study(arguments))
+    return 0
+
+
+def _cell(arguments: argparse.Namespace) -> int:
+    study = _study(arguments)
+    found = [cell for cell in study.cells() if cell.key == arguments.key]
+    if not found:
+        raise ValueError(
+            f"Expected the key of a cell in {arguments.out}, but got {arguments.key!r}: "
+            f"`goodtransfer study list --out {arguments.out}` prints them."
+        )
+    from goodtransfer.study.cells import run_cell
+
+    run_cell(study, found[0])
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    study = _study(arguments)
+    results = Results(study)
+    for cell in study.cells():
+        print(f"{cell.key}  {'done' if results.done(cell.key) else 'open'}  {cell.title}")
+        print(f"{'':24}{cell.fidelity}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from goodtransfer.study.report import write_report
+
+    print(write_report(_study(arguments)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "goodtransfer study", description=__doc__, epilog=EXAMPLES, formatter_class=raw
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    run = verbs.add_parser("run", help="make every open cell, then the report", epilog=EXAMPLES,
+                           formatter_class=raw)  # fmt: skip
+    cell = verbs.add_parser("cell", help="make one cell")
+    listing = verbs.add_parser("list", help="the cells of a study, and how they differ from the paper")
+    report = verbs.add_parser("report", help="write the report of what is finished")
+    for verb, action in ((run, _run), (cell, _cell), (listing, _list), (report, _report)):
+        verb.set_defaults(verb=action)
+        verb.add_argument("--out", type=Path, required=True, help="the study's folder")
+    cell.add_argument("key", metavar="KEY", help="as `study list` prints it")
+    for verb in (run, listing):
+        verb.add_argument("--scale", choices=list(SCALES), help="one for the whole folder")
+        verb.add_argument("--data", type=Path, help="folder with train/CLASS/ and val/CLASS/ images")
+        verb.add_argument(
+            "--table", dest="tables", nargs="+", choices=list(TABLES), metavar="TABLE",
+            help=f"{', '.join(TABLES)} (default: {' '.join(DEFAULT_TABLES)})",
+        )  # fmt: skip
+        verb.add_argument("--seeds", type=int, help="runs of every row (default 1)")
+    return parser

@@ -1,0 +1,84 @@
+"""What a cell shows and keeps while it runs: one bar, and curves as an append-only file."""
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+from pytorch_lightning.utilities import rank_zero_only
+from tqdm import tqdm
+
+
+class CurveLogger(Logger):
+    """A JSON object per logged step. On a resume it is cut back to the checkpoint's step."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for it."""
+        return "curves"
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for it."""
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Path:
+        """The file."""
+        return self.path
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run's arguments are in ``run.json``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    @rank_zero_only
+    def cut(self, step: int) -> None:
+        """Drop the rows of steps that will be made again."""
+        if self.path.is_file():
+            rows = self.path.read_text().splitlines(keepends=True)
+            kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] < step]
+            self.path.write_text("".join(kept))
+
+
+class CellBar(pl.Callback):
+    """One progress bar for a whole fit, in steps; and the curves cut where the fit goes on."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.bar: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(trainer.logger, CurveLogger):
+            trainer.logger.cut(trainer.global_step)
+        total, done = int(trainer.estimated_stepping_batches), trainer.global_step
+        self.bar = tqdm(
+            total=total, initial=done, desc=self.title, unit="step", leave=False, position=1,
+            disable=not trainer.is_global_zero, mininterval=1.0,
+        )  # fmt: skip
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        shown = {k: f"{float(v):.3g}" for k, v in trainer.progress_bar_metrics.items()}
+        self.bar.set_postfix(shown)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.bar is not None:
+            self.bar.close()

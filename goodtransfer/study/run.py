@@ -1,0 +1,29 @@
+"""A whole study, one cell at a time."""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from goodtransfer.study.plan import Study
+from goodtransfer.study.report import write_report
+from goodtransfer.study.results import Results
+
+
+def run_study(study: Study) -> Path:
+    """Make every cell that is not done, in order, and the report; return the report's path.
+
+    Killed anywhere and called again, it redoes no finished cell. Something parallel would call
+    ``goodtransfer study cell KEY`` instead: a cell needs nothing but its folder and its ``needs``.
+    """
+    study.save()
+    cells, results = study.cells(), Results(study)
+    done = sum(results.done(cell.key) for cell in cells)
+    with tqdm(cells, desc=f"study, scale {study.scale.name}", unit="cell", position=0) as bar:
+        for cell in bar:
+            if not results.done(cell.key):
+                from goodtransfer.study.cells import run_cell  # torch, only where it is needed
+
+                run_cell(study, cell)
+    report = write_report(study)
+    print(f"{len(cells) - done} cells made, {done} were done. Report: {report}")
+    return report

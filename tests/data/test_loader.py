@@ -1,0 +1,217 @@
+"""The order of an epoch over ranks, and runs cut in the middle that go on as if never cut."""
+
+import hashlib
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DistributedSampler
+
+from goodtransfer.data import ImageNetDataModule, loader
+from goodtransfer.data.folder import ImageDataset, collate
+from goodtransfer.data.loader import EpochSampler, ResumableLoader
+from goodtransfer.views import recipe
+
+
+def numbers(sampler, epoch=0):
+    sampler.set_epoch(epoch)
+    addresses = list(sampler)
+    assert {e for e, _ in addresses} <= {epoch}
+    assert len(addresses) == len(sampler)
+    return [number for _, number in addresses]
+
+
+def on_ranks(monkeypatch, ranks, epoch=0, **arguments):
+    """What each of ``ranks`` ranks reads in an epoch."""
+    monkeypatch.setattr(loader, "world_size", lambda: ranks)
+    dealt = []
+    for rank in range(ranks):
+        monkeypatch.setattr(loader, "rank", lambda rank=rank: rank)
+        dealt.append(numbers(EpochSampler(**arguments), epoch))
+    return dealt
+
+
+def test_an_epoch_is_a_permutation_of_its_own():
+    sampler = EpochSampler(50, shuffle=True, seed=3, drop_last=True)
+    epochs = [numbers(sampler, epoch) for epoch in range(3)]
+    assert all(sorted(order) == list(range(50)) for order in epochs)
+    assert len({tuple(order) for order in epochs}) == 3
+    assert numbers(sampler, 1) == epochs[1]
+    assert numbers(EpochSampler(50, shuffle=True, seed=4, drop_last=True)) != epochs[0]
+    assert numbers(EpochSampler(50, shuffle=False, drop_last=False), 7) == list(range(50))
+
+
+def test_lightning_leaves_it_alone():
+    """Under DDP it would put its own sampler in place of any other kind."""
+    assert isinstance(EpochSampler(3, shuffle=True, drop_last=True), DistributedSampler)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_share_one_permutation_round_robin(monkeypatch, ranks, shuffle):
+    """So a batch of all ranks is the batch that one rank with all of it would see."""
+    arguments = {"count": 12, "shuffle": shuffle, "seed": 5, "drop_last": True, "epoch": 2}
+    [alone] = on_ranks(monkeypatch, 1, **arguments)
+    dealt = on_ranks(monkeypatch, ranks, **arguments)
+    for rank, own in enumerate(dealt):
+        assert own == alone[rank::ranks]
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 5])
+def test_what_does_not_fill_a_round(monkeypatch, ranks):
+    """Dropped, or filled up with the first images; every rank reads equally many."""
+    [order] = on_ranks(monkeypatch, 1, count=11, shuffle=True, drop_last=True)
+    dropped = on_ranks(monkeypatch, ranks, count=11, shuffle=True, drop_last=True)
+    rounds = 11 // ranks
+    assert {len(own) for own in dropped} == {rounds}
+    assert sorted(chain(*dropped)) == sorted(order[: rounds * ranks])
+    padded = on_ranks(monkeypatch, ranks, count=11, shuffle=True, drop_last=False)
+    missing = -11 % ranks
+    assert {len(own) for own in padded} == {(11 + missing) // ranks}
+    assert Counter(chain(*padded)) == Counter(order + order[:missing])
+
+
+def test_more_ranks_than_twice_the_images(monkeypatch):
+    dealt = on_ranks(monkeypatch, 5, count=2, shuffle=False, drop_last=False)
+    assert {len(own) for own in dealt} == {1}
+
+
+def test_rank_is_read_when_the_epoch_starts(monkeypatch):
+    """Data modules build loaders before some strategies start the process group."""
+    sampler = EpochSampler(10, shuffle=False, drop_last=True)
+    monkeypatch.setattr(loader, "world_size", lambda: 2)
+    monkeypatch.setattr(loader, "rank", lambda: 1)
+    assert numbers(sampler) == [1, 3, 5, 7, 9]
+
+
+COUNT, BATCH = 22, 4  # five batches an epoch, and two images dropped
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", COUNT), ("val", 3)):
+        (folder / split / "a").mkdir(parents=True)
+        for i in range(count):
+            pixels = generator.integers(0, 256, (10, 10, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / split / "a" / f"{i:02d}.png")
+    return folder
+
+
+def resumable(root, workers=0):
+    samples = [(str(path), 0) for path in sorted((root / "train" / "a").iterdir())]
+    return ResumableLoader(
+        ImageDataset(samples, recipe("moco_v2", 6)),
+        sampler=EpochSampler(COUNT, shuffle=True, drop_last=True),
+        batch_size=BATCH,
+        num_workers=workers,
+        collate_fn=collate,
+        drop_last=True,
+    )
+
+
+def seen(batch):
+    digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in batch.views)).hexdigest()[:12]
+    return tuple(batch.index.tolist()), digest
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_state_counts_what_was_consumed(root, workers):
+    """With workers, some batches are made beyond those; a resumed run must not lose them."""
+    made = resumable(root, workers)
+    made.sampler.set_epoch(1)
+    whole, states = [], []
+    for batch in made:
+        whole.append(seen(batch))
+        states.append(made.state_dict())
+    assert states == [{"epoch": 1, "consumed": n} for n in (1, 2, 3, 4)] + [
+        {"epoch": 2, "consumed": 0}
+    ]
+    for consumed, state in enumerate(states[:-1], start=1):
+        resumed = resumable(root, workers)
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == state
+        assert [seen(batch) for batch in resumed] == whole[consumed:]
+        resumed.sampler.set_epoch(1)
+        assert [seen(batch) for batch in resumed] == whole  # only once
+
+
+class Recorder(pl.LightningModule):
+    """Trains nothing; keeps (epoch, indices, digest of the views) of every step."""
+
+    views = "moco_v2"
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.steps = []
+
+    def training_step(self, batch, batch_idx):
+        self.steps.append((self.current_epoch, *seen(batch)))
+        return self.weight * 0
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def run(root, folder, options, *, ckpt_path=None, workers=0, **arguments):
+    """The steps that three epochs saw; each leaves a checkpoint in ``folder``."""
+    module = Recorder()
+    data = ImageNetDataModule(root, batch_size=BATCH, size=6, num_workers=workers)
+    saver = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    options = options | {"enable_checkpointing": True, "callbacks": [saver]} | arguments
+    trainer = pl.Trainer(max_epochs=3, **options)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    return module.steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "workers", "steps"),
+    [
+        ({}, 0, range(1, 15)),
+        ({}, 2, (2, 5, 9)),
+        ({"limit_val_batches": 0}, 0, (3, 5, 6)),
+        ({"limit_train_batches": 3}, 0, range(1, 9)),
+        ({"limit_train_batches": 3}, 2, (2, 3, 4)),
+        ({"accumulate_grad_batches": 2}, 0, range(1, 9)),
+        ({"val_check_interval": 2}, 0, (2, 3, 4, 5)),
+    ],
+    ids=str,
+)
+def test_a_cut_run_goes_on_as_if_never_cut(
+    root, tmp_path, trainer_options, arguments, workers, steps
+):
+    straight = run(root, tmp_path, trainer_options, workers=workers, **arguments)
+    batches = arguments.get("limit_train_batches", COUNT // BATCH)
+    assert [epoch for epoch, *_ in straight] == [e for e in range(3) for _ in range(batches)]
+    assert len(set(straight)) == len(straight)
+    every = arguments.get("accumulate_grad_batches", 1)
+    ends = [n + 1 for n in range(3 * batches)
+            if (n % batches + 1) % every == 0 or n % batches + 1 == batches]  # fmt: skip
+    for step in steps:
+        ckpt_path = tmp_path / f"step={step}.ckpt"
+        resumed = run(
+            root, tmp_path, trainer_options, ckpt_path=ckpt_path, workers=workers, **arguments
+        )
+        assert resumed == straight[ends[step - 1] :], f"from step {step}"
+
+
+def test_a_cut_run_may_go_on_with_other_workers(root, tmp_path, trainer_options):
+    straight = run(root, tmp_path, trainer_options)
+    resumed = run(root, tmp_path, trainer_options, workers=2, ckpt_path=tmp_path / "step=7.ckpt")
+    assert resumed == straight[7:]
+
+
+def test_a_sanity_check_costs_no_batches(root, trainer_options):
+    runs = [run(root, tmp_path, trainer_options, num_sanity_val_steps=steps) for steps in (0, 2)]
+    assert runs[0] == runs[1]

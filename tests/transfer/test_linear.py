@@ -1,0 +1,147 @@
+"""The readout against separate SGD loops, its choice of a rate, and its frozen encoder."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from goodtransfer.encoders import OwnTrunk, pooled
+from goodtransfer.transfer import LinearProbe
+
+
+class Coloured(Dataset):
+    """Images whose class is their brightest channel, with noise."""
+
+    def __init__(self, count=48, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.labels = torch.arange(count) % 3
+        self.images = 0.6 * torch.rand(count, 3, 8, 8, generator=generator)
+        self.images[torch.arange(count), self.labels] += 0.3
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return (self.images[i],), self.labels[i], i
+
+
+def trunk():
+    torch.manual_seed(0)
+    return OwnTrunk(nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU()))
+
+
+def fitted(options, lrs=(0.1, 1.0, 30.0), epochs=5, encoder=None, **arguments):
+    probe = LinearProbe(encoder or trunk(), num_classes=3, lrs=lrs, **arguments)
+    start = 0.01 * torch.randn(3, 6, generator=torch.Generator().manual_seed(7))
+    probe.classifiers.weight.data.copy_(start.repeat(len(lrs), 1))
+    options = {"check_val_every_n_epoch": epochs, "num_sanity_val_steps": 0, **options}
+    trainer = pl.Trainer(max_epochs=epochs, **options)
+    batches = DataLoader(Coloured(), batch_size=16)
+    trainer.fit(probe, batches, DataLoader(Coloured(24, seed=1), batch_size=8))
+    return probe, trainer
+
+
+def test_equals_separate_sgd_runs(trainer_options):
+    """One optimizer over weighted losses is one SGD per rate, step decay included."""
+    lrs, epochs = (0.1, 1.0, 30.0), 5
+    probe = LinearProbe(trunk(), num_classes=3, lrs=lrs)
+    start = probe.classifiers.weight[:3].detach().clone()
+    features = pooled(probe.encoder, Coloured().images).detach()
+    trainer = pl.Trainer(max_epochs=epochs, **trainer_options)
+    trainer.fit(probe, DataLoader(Coloured(), batch_size=16))
+    for number, lr in enumerate(lrs):
+        weight, bias = start.clone().requires_grad_(), torch.zeros(3, requires_grad=True)
+        optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=0.9)
+        for epoch in range(epochs):
+            optimizer.param_groups[0]["lr"] = lr * 0.1 ** ((epoch >= 3) + (epoch >= 4))
+            for rows in torch.arange(48).split(16):
+                loss = F.cross_entropy(features[rows] @ weight.T + bias, rows % 3)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        rows = slice(3 * number, 3 * number + 3)
+        torch.testing.assert_close(probe.classifiers.weight[rows], weight, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(probe.classifiers.bias[rows], bias, rtol=1e-3, atol=1e-4)
+
+
+def test_all_rates_start_alike_from_small_weights():
+    probe = LinearProbe(trunk(), num_classes=200, lrs=(1.0, 30.0))
+    weight = probe.classifiers.weight.detach()
+    assert torch.equal(weight[:200], weight[200:])
+    assert weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert not probe.classifiers.bias.any()
+
+
+def test_the_validation_set_chooses_and_the_test_set_is_only_reported(trainer_options):
+    head = nn.Linear(6, 3)
+    probe, trainer = fitted(trainer_options, head=head)
+
+    def accuracy_of(count, seed, weights):
+        dataset = Coloured(count, seed)
+        features = pooled(probe.encoder.eval(), dataset.images)
+        return 100 * float((weights(features).argmax(1) == dataset.labels).float().mean())
+
+    def rate(number):
+        rows = slice(3 * number, 3 * number + 3)
+        layer = probe.classifiers
+        return lambda x: x @ layer.weight[rows].T + layer.bias[rows]
+
+    on_validation = [accuracy_of(24, 1, rate(n)) for n in range(3)]
+    assert int(probe.chosen) == max(range(3), key=lambda n: (on_validation[n], -n))
+    (reported,) = trainer.test(probe, DataLoader(Coloured(30, seed=2), batch_size=7), verbose=False)
+    assert reported["acc"] == pytest.approx(accuracy_of(30, 2, rate(int(probe.chosen))))
+    assert reported["acc_lr30"] == pytest.approx(accuracy_of(30, 2, rate(2)))
+    assert reported["acc_head"] == pytest.approx(accuracy_of(30, 2, head))
+    assert reported["chosen_lr"] == pytest.approx(probe.lrs[int(probe.chosen)])
+    assert reported["acc"] > 60
+    images = Coloured(30, seed=2).images
+    torch.testing.assert_close(probe(images), rate(int(probe.chosen))(pooled(probe.encoder, images)))
+
+
+def test_no_weight_and_no_statistic_of_the_encoder_moves(trainer_options):
+    encoder = trunk()
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    fitted(trainer_options, encoder=encoder)
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+class Thaw(pl.Callback):
+    """What must not happen: batch norm back in training mode, or a weight nudged."""
+
+    def __init__(self, how):
+        self.how = how
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if self.how == "statistics":
+            module.encoder.train()
+        else:
+            next(module.encoder.parameters()).data.add_(1e-7)
+
+
+@pytest.mark.parametrize(
+    ("how", "named"), [("statistics", "trunk.1.running_mean"), ("weight", "trunk.0.weight")]
+)
+def test_the_frozen_check_fires(how, named, trainer_options):
+    with pytest.raises(RuntimeError, match=f"`encoder` to stay frozen.*moved.*{named}"):
+        fitted(trainer_options | {"callbacks": [Thaw(how)]})
+
+
+def test_a_rate_that_diverges_spoils_no_other(trainer_options):
+    alone, _ = fitted(trainer_options, lrs=(0.1,))
+    both, _ = fitted(trainer_options, lrs=(0.1, 1e30))
+    torch.testing.assert_close(both.classifiers.weight[:3], alone.classifiers.weight)
+    assert int(both.chosen) == 0
+
+
+@pytest.mark.parametrize("lrs", [(), (0.1, 0.0)])
+def test_bad_rates_get_a_sentence(lrs):
+    with pytest.raises(ValueError, match="`lrs` to be positive rates"):
+        LinearProbe(trunk(), num_classes=3, lrs=lrs)
+
+
+def test_classes_must_be_known(trainer_options):
+    trainer = pl.Trainer(max_epochs=1, **trainer_options)
+    with pytest.raises(ValueError, match=r"pass LinearProbe\(num_classes=...\)"):
+        trainer.fit(LinearProbe(trunk()), DataLoader(Coloured(), batch_size=16))
