@@ -8,7 +8,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -329,5 +329,5 @@ def _from_timm(name: str, model: str) -> Encoder:
         similar = timm.list_models(f"*{model[:8]}*")[:3]
         raise ValueError(f"Expected a network timm knows, but got {model!r}; near it: {similar}.")
     network = timm.create_model(model, num_classes=0)
-    cfg = network.pretrained_cfg
+    cfg: Any = network.pretrained_cfg
     return TimmTrunk(name, network, Normalization(tuple(cfg["mean"]), tuple(cfg["std"])))

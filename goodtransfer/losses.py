@@ -74,9 +74,7 @@ def info_nce_rows(
     if query_labels is not None:
         # -1 marks "no label" on both sides, so no query may keep it: -2 equals no key.
         query_labels = torch.where(query_labels < 0, -2, query_labels)
-    losses, won = _InfoNCE.apply(
-        queries, positives, keys, temperature, query_labels, key_labels
-    )  # type: ignore[no-untyped-call]
+    losses, won = _InfoNCE.apply(queries, positives, keys, temperature, query_labels, key_labels)
     return losses, won
 
 
@@ -137,7 +135,8 @@ def _softmax_over_keys(
     weighted_keys: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One pass over the keys: the largest logit (N,), sum of exp(logit - largest) (N,) with the
-    positive in both, and (N, C) the negatives weighted by their terms of that sum."""
+    positive in both, and (N, C) the negatives weighted by their terms of that sum.
+    """
     top, total, pull = positive.clone(), torch.ones_like(positive), torch.zeros_like(q)
     elements = _BLOCK_ELEMENTS.get(q.device.type, _BLOCK_ELEMENTS_ACCELERATOR)
     block_size = max(1, elements // max(1, len(q)))

@@ -41,9 +41,7 @@ class KeyQueue(nn.Module):
     def __init__(self, size: int, dim: int, *, allow_resize: bool = False) -> None:
         super().__init__()
         if size < 1 or dim < 1:
-            raise ValueError(
-                f"Expected `size` and `dim` to be positive, but got {size} and {dim}."
-            )
+            raise ValueError(f"Expected `size` and `dim` to be positive, but got {size} and {dim}.")
         self.allow_resize = allow_resize
         noise = torch.randn(size, dim, generator=torch.Generator().manual_seed(0))
         self.register_buffer("keys", F.normalize(noise, dim=1))
@@ -118,6 +116,5 @@ def ema_update(online: nn.Module, target: nn.Module, momentum: float) -> None:
     ``num_batches_tracked`` are no averages. Source: facebookresearch/moco@132aea9,
     moco/builder.py, ``_momentum_update_key_encoder``.
     """
-    targets, onlines = list(target.parameters()), list(online.parameters())
-    torch._foreach_mul_(targets, momentum)
-    torch._foreach_add_(targets, onlines, alpha=1 - momentum)
+    # One pass over memory for all parameters; torch's own EMA (swa_utils) calls the same.
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)

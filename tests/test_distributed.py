@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from goodtransfer.distributed import bn_groups, encode_shuffled, gather, permutation, split_batch_norm
+from goodtransfer.distributed import (
+    bn_groups,
+    encode_shuffled,
+    gather,
+    permutation,
+    split_batch_norm,
+)
 from goodtransfer.encoders import build, pooled
 
 

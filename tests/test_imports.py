@@ -10,7 +10,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "goodtransfer"
 
 # Room -> the rooms it may import (itself always).
-LEAVES = {"losses": set(), "momentum": set(), "distributed": set(), "optim": set(), "encoders": set()}
+LEAVES = {
+    "losses": set(),
+    "momentum": set(),
+    "distributed": set(),
+    "optim": set(),
+    "encoders": set(),
+}
 MAY_IMPORT = LEAVES | {
     "views": set(),
     "weights": {"encoders"},

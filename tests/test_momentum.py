@@ -18,12 +18,12 @@ def oldest_first(queue):
     filled, pointer = int(queue.filled), int(queue.pointer)
     start = pointer if filled == len(queue) else 0
     order = [(start + i) % len(queue) for i in range(filled)]
-    return [
-        (float(queue.keys[s, 0]), int(queue.labels[s]), int(queue.indices[s])) for s in order
-    ]
+    return [(float(queue.keys[s, 0]), int(queue.labels[s]), int(queue.indices[s])) for s in order]
 
 
-@pytest.mark.parametrize(("size", "batch", "steps"), [(10, 3, 8), (10, 10, 3), (10, 1, 25), (10, 4, 2)])
+@pytest.mark.parametrize(
+    ("size", "batch", "steps"), [(10, 3, 8), (10, 10, 3), (10, 1, 25), (10, 4, 2)]
+)
 def test_holds_the_last_keys_in_order(size, batch, steps):
     queue, expected = KeyQueue(size, 2), []
     for n in range(0, steps * batch, batch):

@@ -104,15 +104,21 @@ def main() -> None:
         call = [sys.executable, __file__, "--memory-of", name, "-n", str(args.n)]
         call += ["-c", str(args.c), "-k", str(args.k)]
         extra = float(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
-        print(f"{name:>9}: {min(wall[name]):7.2f} s wall {min(cpu[name]):7.2f} s CPU {extra:8.0f} MiB extra")
-    print(f"ratio streamed / dense: {min(wall['streamed']) / min(wall['dense']):.3f} wall, "
-          f"{min(cpu['streamed']) / min(cpu['dense']):.3f} CPU")
+        print(
+            f"{name:>9}: {min(wall[name]):7.2f} s wall {min(cpu[name]):7.2f} s CPU {extra:8.0f} MiB extra"
+        )
+    print(
+        f"ratio streamed / dense: {min(wall['streamed']) / min(wall['dense']):.3f} wall, "
+        f"{min(cpu['streamed']) / min(cpu['dense']):.3f} CPU"
+    )
 
     exact_arguments = [a.detach().double() for a in arguments[:3]] + list(arguments[3:])
     exact_arguments[0].requires_grad_()
     exact = gradient(dense, exact_arguments)
     for name, grad in grads.items():
-        print(f"gradient error of {name} against float64: {float((grad - exact).norm() / exact.norm()):.1e}")
+        print(
+            f"gradient error of {name} against float64: {float((grad - exact).norm() / exact.norm()):.1e}"
+        )
 
 
 if __name__ == "__main__":

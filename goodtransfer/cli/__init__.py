@@ -44,7 +44,10 @@ _SPOKEN = (ValueError, FileNotFoundError, ModuleNotFoundError)
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run one verb; the exit code is 2 for what the user can mend, with one sentence on stderr."""
+    """Run one verb and return its exit code.
+
+    It is 2, with one sentence on stderr, for what the user can mend, and 130 after Ctrl-C.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -59,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         return _fail(f"Expected a verb among {', '.join(_VERBS)}, but got {verb!r}: {hint}")
     try:
         return _run(verb, rest)
+    except KeyboardInterrupt:
+        return 130
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None or os.environ.get("GOODTRANSFER_TRACEBACK"):
@@ -86,9 +91,10 @@ def _run(verb: str, rest: list[str]) -> int | None:
 def _sentence(error: BaseException | None) -> str | None:
     """Find what was written for the user; None for a bug, which keeps its traceback."""
     while error is not None:  # jsonargparse wraps what a constructor raises
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        speaker = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if isinstance(error, _SPOKEN) and speaker in _SPEAKERS:
+        modules = [
+            f.f_globals.get("__name__", "") for f, _ in traceback.walk_tb(error.__traceback__)
+        ]
+        if isinstance(error, _SPOKEN) and modules and modules[-1].split(".")[0] in _SPEAKERS:
             return str(error)
         error = error.__cause__
     return None

@@ -46,7 +46,7 @@ def main(verb: str, words: list[str]) -> None:
     """Parse the words after the verb, build model, data and trainer, and run.
 
     Raises:
-        SystemExit: 2 for a command that cannot be parsed, 130 after Ctrl-C, 143 after SIGTERM.
+        SystemExit: 2 for a command that cannot be parsed, 143 after SIGTERM.
         ValueError: what Lightning says of a trainer that cannot work here.
     """
     for name in goodtransfer.__all__:  # a class that is loaded goes by its short name
@@ -67,9 +67,11 @@ def main(verb: str, words: list[str]) -> None:
         raise ValueError(str(error)) from error
     except SIGTERMException:  # its own exit code is 0, which reads as success
         raise SystemExit(143) from None
-    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into SystemExit(1)
-        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
-            raise SystemExit(130) from None
+    except SystemExit as stop:
+        if isinstance(
+            stop.__context__, KeyboardInterrupt
+        ):  # which Lightning turns into exit code 1
+            raise KeyboardInterrupt from None
         raise
 
 

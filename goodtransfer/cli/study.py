@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="make every open cell, then the report", epilog=EXAMPLES,
                            formatter_class=raw)  # fmt: skip
     cell = verbs.add_parser("cell", help="make one cell")
-    listing = verbs.add_parser("list", help="the cells of a study, and how they differ from the paper")
+    listing = verbs.add_parser(
+        "list", help="the cells of a study, and how they differ from the paper"
+    )
     report = verbs.add_parser("report", help="write the report of what is finished")
     for verb, action in ((run, _run), (cell, _cell), (listing, _list), (report, _report)):
         verb.set_defaults(verb=action)
@@ -93,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     cell.add_argument("key", metavar="KEY", help="as `study list` prints it")
     for verb in (run, listing):
         verb.add_argument("--scale", choices=list(SCALES), help="one for the whole folder")
-        verb.add_argument("--data", type=Path, help="folder with train/CLASS/ and val/CLASS/ images")
+        verb.add_argument(
+            "--data", type=Path, help="folder with train/CLASS/ and val/CLASS/ images"
+        )
         verb.add_argument(
             "--table", dest="tables", nargs="+", choices=list(TABLES), metavar="TABLE",
             help=f"{', '.join(TABLES)} (default: {' '.join(DEFAULT_TABLES)})",

@@ -128,9 +128,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         self._scan()
         samples = self._parts[part]
         drop_last = training and self.drop_last
-        sampler = EpochSampler(
-            len(samples), shuffle=training, seed=self.seed, drop_last=drop_last
-        )
+        sampler = EpochSampler(len(samples), shuffle=training, seed=self.seed, drop_last=drop_last)
         return ResumableLoader(
             ImageDataset(samples, recipe, seed=self.seed),
             sampler=sampler,
@@ -139,7 +137,7 @@ class ImageNetDataModule(pl.LightningDataModule):
             collate_fn=collate,
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=False,
+            persistent_workers=self.num_workers > 0,
         )
 
     def _scan(self) -> None:

@@ -35,7 +35,7 @@ class EpochSampler(DistributedSampler[Any]):
         ranks = world_size()
         return self.count // ranks if self.drop_last else -(-self.count // ranks)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.count, generator=generator).tolist()
@@ -61,7 +61,7 @@ class ResumableLoader(DataLoader[Any]):
         super().__init__(dataset, sampler=sampler, **arguments)
         self._epoch = self._consumed = self._resume_at = 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator: all this runs at the first batch, after Lightning has set the epoch.
         self._consumed, self._resume_at = self._resume_at, 0
         if self._consumed:

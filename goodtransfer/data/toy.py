@@ -3,8 +3,8 @@
 It stands in for ImageNet where a run must finish in minutes without any download. A class is one of
 five shapes filled with one of four textures. Nothing simpler than that may tell the class:
 
-* colour: all shapes have the same area (the image cuts off a few tips), all textures show their dark
-  and their light tone in equal parts, and the tones are drawn without looking at the class;
+* colour: all shapes have the same area (the image cuts off a few tips), all textures show their
+  dark and their light tone in equal parts, and the tones are drawn without looking at the class;
 * single pixels: place, size, angle and the texture's phase are free, so dark and light swap places
   and every class has the same mean image.
 

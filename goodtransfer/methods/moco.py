@@ -113,7 +113,9 @@ class MoCo(pl.LightningModule):
         self.key_head = deepcopy(self.head).requires_grad_(False)
         self.queue = KeyQueue(queue_size, dim, allow_resize=allow_queue_resize)
         # Equal on all ranks by construction: DDP need not send half a gigabyte at every step.
-        self._ddp_params_and_buffers_to_ignore = [f"queue.{n}" for n, _ in self.queue.named_buffers()]
+        self._ddp_params_and_buffers_to_ignore = [
+            f"queue.{n}" for n, _ in self.queue.named_buffers()
+        ]
         self._held: list[_Keys] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
@@ -132,7 +134,8 @@ class MoCo(pl.LightningModule):
         )
         loss = losses.mean()
         self._held.append(_Keys(keys, _gathered(label), _gathered(index)))
-        if self.trainer.global_step % max(1, self.trainer.log_every_n_steps) == 0:
+        every = max(1, getattr(self.trainer, "log_every_n_steps", 1))
+        if self.trainer.global_step % every == 0:
             self._log_queue(label, index, queue_keys)
         self.log("loss", loss.detach(), prog_bar=True)
         self.log("pretext_acc", 100 * won.float().mean(), prog_bar=True)

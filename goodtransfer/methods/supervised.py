@@ -80,18 +80,18 @@ class SupervisedCE(pl.LightningModule):
         return logits
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
-        (view,), label, _ = as_batch(batch)
-        features = pooled(self.encoder, view)
+        given = as_batch(batch)
+        features, label = pooled(self.encoder, given.views[0]), given.labels_for("SupervisedCE")
         logits = self._classify(features)
-        loss = F.cross_entropy(full_precision(logits), label, ignore_index=NO_LABEL)  # type: ignore[arg-type]
+        loss = F.cross_entropy(full_precision(logits), label, ignore_index=NO_LABEL)
         self.log("loss", loss.detach(), prog_bar=True)
         self.log("train_acc", 100 * (logits.argmax(1) == label).float().mean(), prog_bar=True)
         self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
         return {"loss": loss, "features": features.detach(), "label": label}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
-        views, label, _ = as_batch(batch)
-        features = pooled(self.encoder, views[0])
+        given = as_batch(batch)
+        features, label = pooled(self.encoder, given.views[0]), given.labels_for("SupervisedCE")
         correct = (self._classify(features).argmax(1) == label).float().mean()
         self.log("acc_head", 100 * correct, batch_size=len(features), sync_dist=True)
         return {"features": features, "label": label}

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def run_cell(study: Study, cell: Cell) -> None:
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir()
     pl.seed_everything(cell.seed, workers=True, verbose=False)
-    started, cpu = time.time(), time.process_time()
+    started, cpu = time.time(), _cpu_seconds()
     metrics = _KINDS[cell.kind](study, cell, results, finished)
     run = {
         "kind": cell.kind,
@@ -51,11 +52,11 @@ def run_cell(study: Study, cell: Cell) -> None:
         "seed": cell.seed,
         "fidelity": cell.fidelity,
         "wall_seconds": round(time.time() - started, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "cpu_seconds": round(_cpu_seconds() - cpu, 1),
         "environment": {
             "goodtransfer": goodtransfer.__version__,
             "torch": torch.__version__,
-            "pytorch_lightning": pl.__version__,
+            "pytorch_lightning": version("pytorch-lightning"),
             "python": platform.python_version(),
             "device": "cuda" if torch.cuda.is_available() else "cpu",
         },
@@ -64,7 +65,8 @@ def run_cell(study: Study, cell: Cell) -> None:
 
 
 def _pretrain(study: Study, cell: Cell, results: Results, finished: Path) -> dict[str, float]:
-    row, metrics = cell.row, {}
+    row = cell.row
+    metrics: dict[str, float] = {}
     if row.method == "none":
         save_encoder(finished / "encoder.safetensors", build(row.arguments["encoder"]))
         return metrics
@@ -130,13 +132,20 @@ _KINDS: dict[str, Callable[[Study, Cell, Results, Path], dict[str, float]]] = {
 
 
 def _trainer(
-    cell: Cell, work: Path, epochs: int, *, callbacks: list[pl.Callback] | None = None, **options: Any
+    cell: Cell,
+    work: Path,
+    epochs: int,
+    *,
+    callbacks: list[pl.Callback] | None = None,
+    **options: Any,
 ) -> pl.Trainer:
     """A Trainer that checkpoints every epoch into ``work`` and says nothing but its bar."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-    last = ModelCheckpoint(work, filename="last", enable_version_counter=False)
+    last = ModelCheckpoint(
+        work, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
     return pl.Trainer(
         max_epochs=epochs,
         logger=CurveLogger(work / "curves.jsonl"),
@@ -163,13 +172,21 @@ def _checkpoint(work: Path) -> Path | None:
     return file
 
 
+def _cpu_seconds() -> float:
+    """Of this process and of its loader processes that have ended."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def _workers() -> int:
     """Loader processes; on a CPU the training keeps the other cores to itself.
 
     Threads that outnumber the free cores wait for each other in a spin: on two busy cores that made
     a step eight times as expensive.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     workers = min(8, cores // 2)
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, cores - workers))

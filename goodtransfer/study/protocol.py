@@ -174,7 +174,7 @@ SCALES = {
             contrastive={"momentum": 0.99},
             supervised={"epochs": 10},
             queue_sizes={K64: 128, K1M: 256},
-            linear=Linear(epochs=20, batch_size=64, size=48, crop=0.5),
+            linear=Linear(epochs=10, batch_size=64, size=48, crop=0.5),
             validations=5,
             toy={"train": 2000, "val": 2000, "size": 48, "seed": 0},
         ),

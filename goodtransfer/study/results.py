@@ -48,7 +48,9 @@ class Results:
             return []
         return [json.loads(line) for line in file.read_text().splitlines()]
 
-    def finish(self, cell: Cell, finished: Path, run: dict[str, Any], metrics: dict[str, float]) -> None:
+    def finish(
+        self, cell: Cell, finished: Path, run: dict[str, Any], metrics: dict[str, float]
+    ) -> None:
         """Write both files into ``finished`` and rename it into place."""
         for name, content in (("run.json", run), ("metrics.json", metrics)):
             (finished / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -59,7 +59,9 @@ def _table3() -> Table:
     known = {row.name: row for row in (MOCO_V1, EXEMPLAR_V1, MOCO_V2, EXEMPLAR_V2)}
     printed = paper()["table3"]
     column = printed["columns"].index("acc")
-    rows = [Row(r["method"], known[r["method"]], {"acc": r["values"][column]}) for r in printed["rows"]]
+    rows = [
+        Row(r["method"], known[r["method"]], {"acc": r["values"][column]}) for r in printed["rows"]
+    ]
     return Table("3", "Table 3: Exemplar against MoCo", ("acc",), tuple(rows))
 
 

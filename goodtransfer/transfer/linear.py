@@ -119,9 +119,9 @@ class LinearProbe(pl.LightningModule):
         return logits.view(len(features), len(self.lrs), self.num_classes)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        (view,), label, _ = as_batch(batch)
-        logits = self._logits(self._features(view)).float()
-        target = _labelled(label).unsqueeze(1).expand(logits.shape[:2])
+        given = as_batch(batch)
+        logits = self._logits(self._features(given.views[0])).float()
+        target = given.labels_for("LinearProbe").unsqueeze(1).expand(logits.shape[:2])
         losses = F.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(0)
         self.log("loss", losses.detach().nan_to_num(torch.inf).min(), prog_bar=True)
         # Each rate's loss times its rate, under SGD with rate 1, is SGD with that rate: gradients
@@ -129,11 +129,11 @@ class LinearProbe(pl.LightningModule):
         return (losses * self.lr_weights).sum()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        views, label, _ = as_batch(batch)
-        features = self._features(views[0])
-        self.accuracy.update(self._logits(features), _labelled(label))
+        given = as_batch(batch)
+        features, label = self._features(given.views[0]), given.labels_for("LinearProbe")
+        self.accuracy.update(self._logits(features), label)
         if self.head is not None:
-            self.head_accuracy.update(self.head(features).unsqueeze(1), _labelled(label))
+            self.head_accuracy.update(self.head(features).unsqueeze(1), label)
 
     test_step = validation_step
 
@@ -180,15 +180,6 @@ class _Accuracy(Metric):
 
     def take(self) -> Tensor:
         """The accuracies, (classifiers,) also for one, and a fresh start."""
-        accuracy = torch.atleast_1d(self.compute()) if self.update_called else torch.zeros(1)
+        accuracy = self.compute().reshape(-1) if self.update_called else torch.zeros(1)
         self.reset()
         return accuracy
-
-
-def _labelled(label: Tensor | None) -> Tensor:
-    if label is None:
-        raise ValueError(
-            "Expected labels for LinearProbe, but the loader gives none: batches are "
-            "((view,), label, index)."
-        )
-    return label

@@ -17,7 +17,16 @@ class Batch(NamedTuple):
 
     views: tuple[Tensor, ...]
     label: Tensor | None = None
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # tuple.index is not missed
+
+    def labels_for(self, who: str) -> Tensor:
+        """The labels, or a sentence that ``who`` cannot do without them."""
+        if self.label is None:
+            raise ValueError(
+                f"Expected labels for {who}, but the loader gives none: batches are "
+                "((view, ...), label, index)."
+            )
+        return self.label
 
 
 def as_batch(batch: Any) -> Batch:

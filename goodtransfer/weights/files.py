@@ -103,9 +103,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(
-        content, dict
-    ) else {}
+    tensors = (
+        {k: v for k, v in content.items() if isinstance(v, Tensor)}
+        if isinstance(content, dict)
+        else {}
+    )
     if not tensors:
         raise ValueError(f"Expected a state dict in {path}, but found no tensors by name.")
     return tensors

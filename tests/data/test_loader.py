@@ -165,11 +165,12 @@ class Recorder(pl.LightningModule):
 
 
 def run(root, folder, options, *, ckpt_path=None, workers=0, **arguments):
-    """The steps that three epochs saw; each leaves a checkpoint in ``folder``."""
+    """The steps that three epochs saw; each, and each epoch, leaves a checkpoint."""
     module = Recorder()
     data = ImageNetDataModule(root, batch_size=BATCH, size=6, num_workers=workers)
     saver = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
-    options = options | {"enable_checkpointing": True, "callbacks": [saver]} | arguments
+    at_end = ModelCheckpoint(folder, filename="{epoch}-end", save_top_k=-1, every_n_epochs=1)
+    options = options | {"enable_checkpointing": True, "callbacks": [saver, at_end]} | arguments
     trainer = pl.Trainer(max_epochs=3, **options)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return module.steps
@@ -206,12 +207,23 @@ def test_a_cut_run_goes_on_as_if_never_cut(
         assert resumed == straight[ends[step - 1] :], f"from step {step}"
 
 
+@pytest.mark.parametrize("limit", [None, 3])
+def test_a_run_goes_on_from_the_end_of_an_epoch(root, tmp_path, trainer_options, limit):
+    straight = run(root, tmp_path, trainer_options, limit_train_batches=limit)
+    for epoch in (0, 1):
+        ckpt_path = tmp_path / f"epoch={epoch}-end.ckpt"
+        resumed = run(
+            root, tmp_path, trainer_options, ckpt_path=ckpt_path, limit_train_batches=limit
+        )
+        assert resumed == [step for step in straight if step[0] > epoch]
+
+
 def test_a_cut_run_may_go_on_with_other_workers(root, tmp_path, trainer_options):
     straight = run(root, tmp_path, trainer_options)
     resumed = run(root, tmp_path, trainer_options, workers=2, ckpt_path=tmp_path / "step=7.ckpt")
     assert resumed == straight[7:]
 
 
-def test_a_sanity_check_costs_no_batches(root, trainer_options):
+def test_a_sanity_check_costs_no_batches(root, tmp_path, trainer_options):
     runs = [run(root, tmp_path, trainer_options, num_sanity_val_steps=steps) for steps in (0, 2)]
     assert runs[0] == runs[1]

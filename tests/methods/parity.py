@@ -28,8 +28,9 @@ class TinyTrunk(nn.Module):
 
 def named(trunk: nn.Module, head: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under the official names: the head is `fc`."""
-    state = {name: value for name, value in trunk.state_dict().items()}
-    return state | {f"fc.{name}": value for name, value in head.state_dict().items()}
+    return dict(trunk.state_dict()) | {
+        f"fc.{name}": value for name, value in head.state_dict().items()
+    }
 
 
 def build(case: Path, run: dict, **arguments) -> moco_module.MoCo:

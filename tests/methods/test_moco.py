@@ -65,7 +65,10 @@ def test_defaults_are_the_paper_s():
 
 def test_queries_train_keys_follow(trainer_options):
     module = MoCoV2(encoder(), momentum=0.9, **SMALL)
-    key = {**dict(module.key_encoder.named_parameters()), **dict(module.key_head.named_parameters())}
+    key = {
+        **dict(module.key_encoder.named_parameters()),
+        **dict(module.key_head.named_parameters()),
+    }
     before = {n: p.clone() for n, p in key.items()}
     fit(module, trainer_options, limit_train_batches=1)
     for name, parameter in key.items():
@@ -118,7 +121,9 @@ def test_loss_of_a_step_by_hand(exclude, trainer_options):
             with torch.no_grad():
                 (a, b), before["label"], before["index"] = batch
                 before["q"] = F.normalize(module.head(module.encoder(a)[5].mean((2, 3))), dim=1)
-                before["k"] = F.normalize(module.key_head(module.key_encoder(b)[5].mean((2, 3))), dim=1)
+                before["k"] = F.normalize(
+                    module.key_head(module.key_encoder(b)[5].mean((2, 3))), dim=1
+                )
 
     log = Log()
     options = trainer_options | {"log_every_n_steps": 1}
@@ -130,9 +135,9 @@ def test_loss_of_a_step_by_hand(exclude, trainer_options):
         positive = math.exp(float(q @ before["k"][i]) / 0.5)
         denominator = positive
         for key, label, index in zip(queue["keys"], queue["labels"], queue["indices"], strict=True):
-            if exclude == "label" and label == before["label"][i]:
-                dropped += 1
-            elif exclude == "image" and index == before["index"][i]:
+            if (exclude == "label" and label == before["label"][i]) or (
+                exclude == "image" and index == before["index"][i]
+            ):
                 dropped += 1
             else:
                 denominator += math.exp(float(q @ key) / 0.5)
@@ -161,7 +166,13 @@ def test_accumulating_four_equals_a_batch_four_times_as_large(trainer_options):
     def run(batch_size, accumulate):
         module = ExemplarMoCo(encoder(batch_norm=False), momentum=0.5, lr=0.5, **SMALL).double()
         batches = loader(batch_size=batch_size, dtype=torch.float64)
-        fit(module, trainer_options, batches, accumulate_grad_batches=accumulate, precision="64-true")
+        fit(
+            module,
+            trainer_options,
+            batches,
+            accumulate_grad_batches=accumulate,
+            precision="64-true",
+        )
         return state(module), module.trainer.global_step
 
     (whole, steps), (parts, accumulated_steps) = run(16, 1), run(4, 4)
@@ -290,7 +301,10 @@ def test_bf16_trains_with_the_loss_in_fp32(trainer_options):
         ({"temperature": 0.0}, "`temperature` to be above 0, but got 0.0"),
         ({"temperature": -0.1}, "`temperature` to be above 0"),
         ({"queue_size": 0}, "`queue_size` to be above 0"),
-        ({"exclude": "labels"}, "`exclude` to be one of 'none', 'image', 'label', but got 'labels'"),
+        (
+            {"exclude": "labels"},
+            "`exclude` to be one of 'none', 'image', 'label', but got 'labels'",
+        ),
         ({"unfilled": "zero"}, "`unfilled` to be one of 'noise', 'masked'"),
         ({"schedule": "cos"}, "`schedule` to be one of 'cosine', 'step', but got 'cos'"),
         ({"momentum": 1.5}, r"`momentum` in \[0, 1\], but got 1.5"),
@@ -335,7 +349,12 @@ def test_exclude_image_without_indices(trainer_options):
 
 def test_sync_batch_norm_is_refused(trainer_options):
     with pytest.raises(ValueError, match="sync_batchnorm=True: it undoes the shuffling"):
-        fit(MoCoV2(encoder(), **SMALL), trainer_options, callbacks=[Unchanged()], sync_batchnorm=True)
+        fit(
+            MoCoV2(encoder(), **SMALL),
+            trainer_options,
+            callbacks=[Unchanged()],
+            sync_batchnorm=True,
+        )
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(encoder())
     with pytest.raises(ValueError, match="undoes the shuffling"):
         fit(MoCoV2(synced, **SMALL), trainer_options, callbacks=[Unchanged()])

@@ -99,14 +99,22 @@ def formula_weights(module, seed):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("case", "method"), [("moco_v1_resnet18", MoCoV1), ("moco_v2_resnet18", MoCoV2)])
+@pytest.mark.parametrize(
+    ("case", "method"), [("moco_v1_resnet18", MoCoV1), ("moco_v2_resnet18", MoCoV2)]
+)
 def test_resnet18_equals_the_official_run(case, method, shared, trainer_options, monkeypatch):
     folder = shared / "parity" / case
     run = json.loads((folder / "run.json").read_text())
     expected = load_file(folder / "run_f64.safetensors")
     module = method(
-        "resnet18", queue_size=run["K"], dim=run["dim"], temperature=run["T"], momentum=run["m"],
-        lr=run["lr"], weight_decay=run["weight_decay"], bn_groups=1,
+        "resnet18",
+        queue_size=run["K"],
+        dim=run["dim"],
+        temperature=run["T"],
+        momentum=run["m"],
+        lr=run["lr"],
+        weight_decay=run["weight_decay"],
+        bn_groups=1,
     )
     module.encoder.set_normalization(None)
     module.key_encoder.set_normalization(None)

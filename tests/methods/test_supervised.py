@@ -33,7 +33,11 @@ def test_a_step_by_hand(trainer_options):
         loss = -torch.log_softmax(logits, 1)[range(8), label].mean()
         grads = torch.autograd.grad(loss, parameters)
         grads = [g + 1e-4 * p for g, p in zip(grads, parameters, strict=True)]
-        velocity = grads if velocity is None else [0.9 * v + g for v, g in zip(velocity, grads, strict=True)]
+        velocity = (
+            grads
+            if velocity is None
+            else [0.9 * v + g for v, g in zip(velocity, grads, strict=True)]
+        )
         with torch.no_grad():
             for p, v in zip(parameters, velocity, strict=True):
                 p -= 0.5 * v
@@ -44,7 +48,9 @@ def test_a_step_by_hand(trainer_options):
 def test_unlabelled_images_do_not_count():
     module = SupervisedCE(encoder(), num_classes=4)
     module.log = lambda *_, **__: None
-    module._trainer = type("T", (), {"optimizers": [type("O", (), {"param_groups": [{"lr": 0}]})]})()
+    module._trainer = type(
+        "T", (), {"optimizers": [type("O", (), {"param_groups": [{"lr": 0}]})]}
+    )()
     images = PairDataset(8).images
     labels = torch.tensor([0, 1, 2, 3, -1, -1, -1, -1])
     loss = module.training_step(((images,), labels), 0)["loss"]
@@ -80,7 +86,9 @@ def test_sentences(trainer_options):
     with pytest.raises(ValueError, match=r"pass SupervisedCE\(num_classes=...\)"):
         trainer.fit(SupervisedCE(encoder()), batches())
     pairs = DataLoader(PairDataset(32), batch_size=8)
-    with pytest.raises(ValueError, match="1 view per image for SupervisedCE, but the loader gives 2"):
+    with pytest.raises(
+        ValueError, match="1 view per image for SupervisedCE, but the loader gives 2"
+    ):
         trainer.fit(SupervisedCE(encoder(), num_classes=4), pairs)
     unlabelled = DataLoader([((v[0],),) for v, _, _ in PairDataset(32)], batch_size=8)
     with pytest.raises(ValueError, match="Expected labels.*SupervisedCE"):

@@ -97,7 +97,9 @@ def test_the_validation_set_chooses_and_the_test_set_is_only_reported(trainer_op
     assert reported["chosen_lr"] == pytest.approx(probe.lrs[int(probe.chosen)])
     assert reported["acc"] > 60
     images = Coloured(30, seed=2).images
-    torch.testing.assert_close(probe(images), rate(int(probe.chosen))(pooled(probe.encoder, images)))
+    torch.testing.assert_close(
+        probe(images), rate(int(probe.chosen))(pooled(probe.encoder, images))
+    )
 
 
 def test_no_weight_and_no_statistic_of_the_encoder_moves(trainer_options):
@@ -130,7 +132,7 @@ def test_the_frozen_check_fires(how, named, trainer_options):
 
 def test_a_rate_that_diverges_spoils_no_other(trainer_options):
     alone, _ = fitted(trainer_options, lrs=(0.1,))
-    both, _ = fitted(trainer_options, lrs=(0.1, 1e30))
+    both, _ = fitted(trainer_options, lrs=(0.1, float("inf")))
     torch.testing.assert_close(both.classifiers.weight[:3], alone.classifiers.weight)
     assert int(both.chosen) == 0
 

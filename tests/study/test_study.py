@@ -1,0 +1,243 @@
+"""A whole study of seconds: made, made again, killed, resumed, mixed up, reported."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from goodtransfer.cli.study import main
+from goodtransfer.study.plan import Study, data_fingerprint
+from goodtransfer.study.results import Results
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import TINY
+
+SUPERVISED = ["--scale", "tiny", "--table", "supervised"]
+
+
+@pytest.fixture(autouse=True)
+def _tiny_in_the_parser(monkeypatch):
+    """`--scale` offers what SCALES holds, which tiny.py has added to."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setattr("goodtransfer.study.cells._workers", lambda: 0)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished study of the supervised table, made once."""
+    out = tmp_path_factory.mktemp("study") / "s"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("goodtransfer.study.cells._workers", lambda: 0)
+        assert main(["run", *SUPERVISED, "--out", str(out)]) == 0
+    return out
+
+
+def files(out):
+    return {p: p.stat().st_mtime_ns for p in (out / "results").rglob("*") if p.is_file()}
+
+
+def test_leaves_finished_folders_and_no_work(finished):
+    study = Study.open(finished)
+    cells, results = study.cells(), Results(study)
+    assert [c.kind for c in cells] == ["pretrain", "linear"] * 3
+    assert all(results.done(c.key) for c in cells)
+    assert not list((finished / "work").iterdir())
+    for cell in cells:
+        run = results.run(cell.key)
+        assert run["scale"] == "tiny"
+        assert run["fidelity"] == cell.fidelity
+        if cell.kind == "linear":
+            assert {"acc", "acc_lr30", "chosen_lr"} <= set(results.metrics(cell.key))
+    readout = results.metrics(cells[-1].key)
+    assert cells[-1].row.name == "Supervised"
+    pretraining = results.metrics(cells[-2].key)
+    assert readout["acc_head"] == pytest.approx(pretraining["acc_head"])
+
+
+def test_a_second_run_redoes_nothing_and_needs_no_torch(finished):
+    before = files(finished)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2]); import tiny\n"
+        "from goodtransfer.cli.study import main\n"
+        "code = main(['run', '--out', sys.argv[1]])\n"
+        "sys.exit(code or 3 * ('torch' in sys.modules))"
+    )
+    started = time.monotonic()
+    call = [sys.executable, "-c", code, str(finished), str(Path(__file__).parent)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0 cells made, 6 were done" in done.stdout
+    assert files(finished) == before
+    assert time.monotonic() - started < 15
+
+
+def test_the_report_is_one_file_with_everything(finished):
+    html = (finished / "report.html").read_text()
+    assert "<title>goodtransfer · scale tiny</title>" in html
+    assert "paper: 200" in html  # a fidelity line
+    assert "77.3" in html
+    assert html.count("<svg") >= 2
+    assert "data:image/png;base64," in html
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
+    assert "http" not in re.sub(
+        r"http://www.w3.org/\S+|http://purl.org/\S+|https://matplotlib\S+", "", html
+    )
+    study = Study.open(finished)
+    readouts = [c for c in study.cells() if c.kind == "linear"]
+    best = max(Results(study).metrics(c.key)["acc"] for c in readouts)
+    assert f"<b>{best:.1f}</b>" in html
+
+
+def test_list_names_every_cell_and_what_it_changes(finished, capsys):
+    assert main(["list", "--out", str(finished)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    assert all(" done " in line for line in lines[::2])
+    assert "encoder resnet10w8 (paper: resnet50)" in lines[-1]
+
+
+def test_an_unfinished_report_shows_what_there_is(finished, tmp_path):
+    study = replace(Study.open(finished), tables=("3", "supervised"), out=finished)
+    from goodtransfer.study.report import write_report
+
+    html = write_report(study).read_text()
+    assert "6 of 14 runs finished" in html
+    main(["report", "--out", str(finished)])
+
+
+def test_keys_follow_content_and_nothing_else(tmp_path):
+    study = Study(tmp_path, TINY)
+    keys = [c.key for c in study.cells()]
+    assert len(set(keys)) == len(keys) == 14
+    assert [c.key for c in Study(tmp_path / "elsewhere", TINY).cells()] == keys
+    ten = {c.key for c in replace(study, tables=("10",)).cells()}
+    three = {c.key for c in replace(study, tables=("3",)).cells()}
+    assert three <= ten  # tables are views: a row in two tables is one run
+    assert not set(keys) & {
+        c.key for c in replace(study, scale=replace(TINY, name="other")).cells()
+    }
+    reseeded = replace(study, seeds=2).cells()
+    assert len(reseeded) == 28
+    assert set(keys) < {c.key for c in reseeded}
+
+
+def test_keys_follow_the_data(tmp_path):
+    for name in ("a", "b"):
+        for split in ("train", "val"):
+            folder = tmp_path / name / split / "x"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(folder / "0.png")
+    assert data_fingerprint(tmp_path / "a") == data_fingerprint(tmp_path / "b")
+    Image.new("RGB", (4, 4)).save(tmp_path / "c.png")
+    other = tmp_path / "d"
+    for split in ("train", "val"):
+        (other / split / "x").mkdir(parents=True)
+    assert data_fingerprint(other) != data_fingerprint(tmp_path / "a")
+
+
+class Killed(BaseException):
+    """As good as a kill: nothing after it runs."""
+
+
+def test_a_cell_killed_in_the_middle_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    from goodtransfer.methods import ExemplarMoCo
+    from goodtransfer.study.cells import run_cell
+
+    def run(out, kill_at=None):
+        study = Study.open(out, scale="tiny", tables=["3"])
+        cell = next(c for c in study.cells() if c.row.name == "Exemplar-v2")
+        if kill_at is not None:
+            real, steps = ExemplarMoCo.training_step, []
+
+            def step(self, batch, batch_idx):
+                steps.append(batch_idx)
+                if len(steps) == kill_at:
+                    raise Killed
+                return real(self, batch, batch_idx)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(ExemplarMoCo, "training_step", step)
+                with pytest.raises(Killed):
+                    run_cell(study, cell)
+            assert (out / "work" / cell.key / "last.ckpt").is_file()
+            assert not Results(study).done(cell.key)
+        run_cell(study, cell)
+        folder = out / "results" / cell.key
+        rows = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+        return load_file(folder / "encoder.safetensors"), [r["step"] for r in rows], rows
+
+    straight, steps, rows = run(tmp_path / "straight")
+    resumed, steps_again, rows_again = run(tmp_path / "killed", kill_at=7)  # in the second epoch
+    assert straight.keys() == resumed.keys()
+    for name, value in straight.items():
+        assert torch.equal(value, resumed[name]), name
+    assert steps == steps_again
+    losses = [[r["loss"] for r in each if "loss" in r] for each in (rows, rows_again)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_a_study_killed_for_real_redoes_no_finished_cell(tmp_path):
+    out = tmp_path / "s"
+    call = [sys.executable, str(Path(__file__).with_name("tiny.py")), str(out)]
+    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("results/*/metrics.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = files(out)
+    assert before
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    after = files(out)
+    assert {p: after[p] for p in before} == before
+    study = Study.open(out)
+    assert all(Results(study).done(c.key) for c in study.cells())
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["run", "--scale", "small"], "--data ROOT at scale small"),
+        (["run", "--scale", "small", "--data", "/nowhere"], "/nowhere/train.*no such folder"),
+        (["list"], r"Expected a study in .*study.json.*begin one with `goodtransfer study run"),
+    ],
+)
+def test_sentences_for_a_new_folder(arguments, text, tmp_path, capsys):
+    assert main([*arguments, "--out", str(tmp_path / "s")]) == 2
+    assert re.search(text, capsys.readouterr().err)
+
+
+def test_sentences_for_a_folder_in_use(finished, capsys):
+    assert main(["run", "--scale", "smoke", "--out", str(finished)]) == 2
+    assert "has 'tiny' and 'smoke' was asked for: use another --out" in capsys.readouterr().err
+    assert main(["cell", "0" * 16, "--out", str(finished)]) == 2
+    assert "study list" in capsys.readouterr().err
+
+
+def test_a_cell_says_what_must_come_before(tmp_path, capsys):
+    study = Study.open(tmp_path, scale="tiny", tables=["3"])
+    study.save()
+    readout = study.cells()[1]
+    assert main(["cell", readout.key, "--out", str(tmp_path)]) == 2
+    assert f"after {readout.needs[0]}: run these first" in capsys.readouterr().err
+
+
+def test_a_damaged_result_names_its_file(finished, tmp_path):
+    results = Results(replace(Study.open(finished), out=tmp_path))
+    folder = results.folder("k")
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"acc": 1')
+    with pytest.raises(ValueError, match="metrics.json.*delete .* and run again"):
+        results.metrics("k")
