@@ -4,15 +4,18 @@ An encoder takes plain RGB (N, 3, H, W), uint8 or float in [0, 1], normalises it
 its feature maps by stage: stage s has, in the usual networks, a stride of 2^s.
 """
 
+import difflib
 import math
 import re
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torchvision
 from torch import Tensor, nn
-from torchvision.models import get_model
+from torchvision.models import get_model, list_models
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
@@ -75,15 +78,18 @@ class Encoder(nn.Module, ABC):
         if self._normalization is not None:
             x = (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
         wanted = set(stages)
+        if not wanted <= self.strides.keys():
+            raise ValueError(
+                f"Expected stages of {self.name} among {sorted(self.strides)}, "
+                f"but got {list(stages)}."
+            )
         found: dict[int, Tensor] = {}
         for stage, features in self.maps(x):
             if stage in wanted:
                 found[stage] = features
             if len(found) == len(wanted):
-                return found
-        raise ValueError(
-            f"Expected stages of {self.name} among {sorted(self.strides)}, but got {list(stages)}."
-        )
+                break
+        return found
 
     @abstractmethod
     def maps(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -178,6 +184,11 @@ class SequentialTrunk(Encoder):
             x = module(x)
             last_at_stride[_stride(size, x)] = number
         self.features.train(training)
+        if x.shape[-1] != x.shape[-2]:
+            raise ValueError(
+                f"Expected {self.name} to give maps (N, C, H, W), but a square image becomes "
+                f"{tuple(x.shape)}: pass OwnTrunk(your_module) around its trunk."
+            )
         ends = {number: stride.bit_length() - 1 for stride, number in last_at_stride.items()}
         ends[len(self.features) - 1] = 5
         return ends
@@ -276,7 +287,8 @@ def build(name: str) -> Encoder:
         return Pixels(int(match[1]))
     source, _, model = name.partition(":")
     if source == "torchvision" and model:
-        return _from_torchvision(name, get_model(model, weights=None))
+        _check_known(model, list_models(module=torchvision.models), source)
+        return from_torchvision(name, get_model(model, weights=None))
     if source == "timm" and model:
         return _from_timm(name, model)
     raise ValueError(
@@ -296,26 +308,36 @@ def as_encoder(module: nn.Module) -> Encoder:
     if isinstance(module, TorchvisionResNet) or isinstance(
         getattr(module, "features", None), nn.Sequential
     ):
-        return _from_torchvision(type(module).__name__, module)
+        return from_torchvision(type(module).__name__, module)
     return OwnTrunk(module)
 
 
-def _from_torchvision(name: str, model: nn.Module) -> Encoder:
+def from_torchvision(name: str, model: nn.Module) -> Encoder:
+    """A torchvision network as an encoder, with its weights."""
+    features = getattr(model, "features", None)
     if isinstance(model, TorchvisionResNet):
         depths = tuple(map(len, (model.layer1, model.layer2, model.layer3, model.layer4)))
         own = resnet_name(type(model.layer1[0]), depths, width=model.conv1.out_channels)
-        if own is not None:
-            encoder = build(own)
+        parts = {n: m for n, m in model.named_children() if n not in ("avgpool", "fc")}
+        plain = build(own) if own else None
+        if plain and all(str(plain.get_submodule(n)) == str(part) for n, part in parts.items()):
             weights = {k: v for k, v in model.state_dict().items() if not k.startswith("fc.")}
-            encoder.load_state_dict(weights)
-            return encoder
-    features = getattr(model, "features", None)
+            plain.load_state_dict(weights)
+            return plain
+        # Dilation, groups, another stem or norm make it another network, kept as it is.
+        features = nn.Sequential(OrderedDict(parts))
     if isinstance(features, nn.Sequential):
         return SequentialTrunk(name, features)
     raise ValueError(
-        f"Expected a torchvision network with a trunk called `features`, or a plain ResNet of depth "
-        f"{', '.join(_RESNETS)}, but got {name}: pass OwnTrunk(your_module) around its trunk."
+        f"Expected a torchvision network with a trunk called `features`, or a ResNet, but got "
+        f"{name}: pass OwnTrunk(your_module) around its trunk."
     )
+
+
+def _check_known(model: str, names: list[str], library: str) -> None:
+    if model not in names:
+        near = ", ".join(difflib.get_close_matches(model, names)) or "nothing"
+        raise ValueError(f"Expected a network {library} knows, but got {model!r}; near it: {near}.")
 
 
 def _from_timm(name: str, model: str) -> Encoder:
@@ -325,9 +347,12 @@ def _from_timm(name: str, model: str) -> Encoder:
         raise ModuleNotFoundError(
             f"Encoder {name!r} needs timm: pip install 'goodtransfer[timm]'"
         ) from error
-    if not timm.is_model(model):
-        similar = timm.list_models(f"*{model[:8]}*")[:3]
-        raise ValueError(f"Expected a network timm knows, but got {model!r}; near it: {similar}.")
-    network = timm.create_model(model, num_classes=0)
-    cfg: Any = network.pretrained_cfg
+    _check_known(model.partition(".")[0], timm.list_models(), "timm")
+    network: Any = timm.create_model(model, num_classes=0)
+    cfg = network.pretrained_cfg
+    if cfg.get("fixed_input_size"):
+        raise ValueError(
+            f"Expected a convolutional network, which takes any size, but {name} takes "
+            f"{cfg['input_size'][1:]} only: pass OwnTrunk(your_module) around its trunk."
+        )
     return TimmTrunk(name, network, Normalization(tuple(cfg["mean"]), tuple(cfg["std"])))

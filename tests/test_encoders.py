@@ -233,6 +233,60 @@ def test_a_torchvision_resnet_keeps_its_weights(name):
         assert torch.equal(value, theirs.state_dict()[key]), key
 
 
+def _dilated():
+    return torchvision.models.resnet50(replace_stride_with_dilation=[False, True, True])
+
+
+def _caffe():
+    """Stride in the first 1x1, as Caffe's and MSRA's weights want it: the same tensors."""
+    network = torchvision.models.resnet50()
+    network.layer2[0].conv1.stride, network.layer2[0].conv2.stride = (2, 2), (1, 1)
+    return network
+
+
+def _small_images():
+    network = torchvision.models.resnet18()
+    network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    return network
+
+
+def _group_norm():
+    return torchvision.models.resnet18(norm_layer=lambda channels: nn.GroupNorm(8, channels))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [_dilated, _caffe, _small_images, _group_norm, torchvision.models.wide_resnet50_2],
+)
+@torch.no_grad()
+def test_a_changed_resnet_keeps_computing_what_it_did(network):
+    theirs = _lived_in(network())
+    encoder = as_encoder(theirs).eval()
+    encoder.set_normalization(None)
+    images = torch.rand(1, 3, 64, 64)
+    expected = images
+    for child in list(theirs.children())[:-2]:  # without pooling and classifier
+        expected = child(expected)
+    assert torch.equal(encoder(images)[5], expected)
+    assert encoder.strides[5] == 64 // expected.shape[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("torchvision:mobilnet_v2", "near it: mobilenet_v2"),
+        ("torchvision:deeplabv3_resnet50", "near it: "),  # would download its backbone
+        ("timm:resnt50", "near it: resnet50"),
+        ("timm:vit_tiny_patch16_224", r"takes \(224, 224\) only"),
+        ("torchvision:swin_t", r"maps \(N, C, H, W\)"),  # channels last
+    ],
+)
+def test_a_network_that_cannot_be_a_trunk_is_a_sentence(name, sentence, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=f"^Expected .*{sentence}"):
+        build(name)
+
+
 def test_a_torchvision_trunk_keeps_its_weights():
     theirs = torchvision.models.squeezenet1_1().eval()
     encoder = as_encoder(theirs)

@@ -20,7 +20,7 @@ LEAVES = {
 MAY_IMPORT = LEAVES | {
     "views": set(),
     "weights": {"encoders"},
-    "callbacks": {"momentum"},
+    "callbacks": {"momentum", "distributed"},
     "methods": {"losses", "momentum", "distributed", "optim", "encoders", "weights", "views"},
     "data": {"distributed", "views"},
     "transfer": {"encoders", "weights", "views", "optim", "callbacks"},

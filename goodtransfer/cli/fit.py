@@ -68,9 +68,8 @@ def main(verb: str, words: list[str]) -> None:
     except SIGTERMException:  # its own exit code is 0, which reads as success
         raise SystemExit(143) from None
     except SystemExit as stop:
-        if isinstance(
-            stop.__context__, KeyboardInterrupt
-        ):  # which Lightning turns into exit code 1
+        # Lightning turns Ctrl-C into exit code 1, as if something had failed.
+        if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
 

@@ -27,7 +27,10 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, FileNotFoundError, ModuleNotFoundError, OSError) as error:
         print(f"goodtransfer study: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C within a fit into exit code 1, as if something had failed.
+        if not isinstance(stop.__context__ or stop, KeyboardInterrupt):
+            raise
         print("\nStopped. Finished cells are kept; the same command goes on.", file=sys.stderr)
         return 130
 

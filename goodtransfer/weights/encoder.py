@@ -5,9 +5,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from goodtransfer.encoders import Encoder, Normalization, as_encoder, build, resnet_name
+from goodtransfer.encoders import (
+    Encoder,
+    Normalization,
+    as_encoder,
+    build,
+    from_torchvision,
+    resnet_name,
+)
 from goodtransfer.weights.files import read_provenance, read_tensors
 
 # What wrappers put before the trunk's names; the longest that fits wins.
@@ -21,6 +29,7 @@ _PREFIXES = (
     "_orig_mod.",
     "",
 )
+_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".tar"}
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "head_drop.")
 
 
@@ -75,20 +84,19 @@ def restore_input(encoder: Encoder, described: dict[str, Any]) -> None:
 
 
 def _resolve(spec: str | Path, partial: bool) -> Encoder:
-    name, at, source = str(spec).partition("@")
-    if at and source == "pretrained":
+    name, at, path = str(spec).partition("@")
+    if at and path == "pretrained":
         return _pretrained(name)
-    if at:
-        return _fill(build(name), source, read_tensors(source), partial)
-    if not (Path(name).suffix in {".safetensors", ".pth", ".pt", ".ckpt", ".tar"} or "/" in name):
-        return build(name)
-    tensors = read_tensors(name)
-    provenance = read_provenance(name)
-    if provenance is None:
-        return _fill(build(_resnet_name(_trunk(tensors), name)), name, tensors, partial)
-    encoder = build(provenance.encoder)
-    encoder.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("head.")})
-    encoder.set_normalization(provenance.normalization)
+    if not at:
+        path = name
+        if not (Path(path).suffix in _SUFFIXES or "/" in path):
+            return build(name)
+    tensors, provenance = read_tensors(path), read_provenance(path)
+    if not at:
+        name = provenance.encoder if provenance else _resnet_name(_trunk(tensors), path)
+    encoder = _fill(build(name), path, tensors, partial)
+    if provenance is not None:
+        encoder.set_normalization(provenance.normalization)
     return encoder
 
 
@@ -96,13 +104,11 @@ def _pretrained(name: str) -> Encoder:
     """Weights that torchvision or timm download by themselves."""
     source, _, model = name.partition(":")
     if source == "torchvision":
-        from torchvision.models import get_model
-
-        return as_encoder(get_model(model, weights="DEFAULT"))
+        return from_torchvision(name, get_model(model, weights="DEFAULT"))
     if source == "timm":
+        encoder = build(name)  # says so where timm is missing
         import timm
 
-        encoder = build(name)
         encoder.network.load_state_dict(
             timm.create_model(model, pretrained=True, num_classes=0).state_dict()
         )

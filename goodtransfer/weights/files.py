@@ -45,6 +45,10 @@ def save_encoder(
         origin: JSON values on where the weights come from.
     """
     path = Path(path)
+    if path.suffix != ".safetensors" or not path.parent.is_dir():
+        raise ValueError(
+            f"Expected a file ending in .safetensors in a folder that exists, but got {path}."
+        )
     tensors = dict(encoder.state_dict())
     if head is not None:
         tensors |= {f"head.{name}": value for name, value in head.state_dict().items()}
@@ -59,7 +63,8 @@ def save_encoder(
 
 def read_provenance(path: str | Path) -> Provenance | None:
     """The header of one of our files; None for anybody else's."""
-    if Path(path).suffix != ".safetensors":
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
         return None
     try:
         with safe_open(path, "pt") as file:
@@ -82,7 +87,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: naming the path.
         ValueError: for a damaged file, one that holds more than tensors, or no tensors.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"Expected a weight file, but there is none at {path}.")
     if path.suffix == ".safetensors":
@@ -98,7 +103,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise ValueError(
             f"Expected {path} to hold tensors and plain types only, but it cannot be loaded safely: "
-            f"{str(error).splitlines()[0]}"
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from error
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

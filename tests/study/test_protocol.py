@@ -83,7 +83,8 @@ def test_tables_print_the_paper_s_numbers():
         68.9,
         67.9,
     ]
-    assert [(r.pretraining.arguments["queue_size"], r.pretraining.arguments["temperature"]) for r in grid] == [
+    arguments = [r.pretraining.arguments for r in grid]
+    assert [(a["queue_size"], a["temperature"]) for a in arguments] == [
         (65536, 0.07), (2**20, 0.07), (2**20, 0.07), (2**20, 0.1), (65536, 0.2),
         (2**20, 0.1), (2**20, 0.2), (2**20, 0.07), (2**20, 0.1), (2**20, 0.2),
     ]  # fmt: skip

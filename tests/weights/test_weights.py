@@ -154,6 +154,28 @@ def test_saving_replaces_the_file_at_once(tmp_path, monkeypatch):
     assert read_provenance(path).origin == {"run": 1}
 
 
+def test_name_at_file_keeps_the_input_convention_of_our_files(tmp_path):
+    encoder = build("resnet10w32")
+    encoder.set_normalization(HALF)
+    path = save_encoder(tmp_path / "e.safetensors", encoder)
+    assert load_encoder(f"resnet10w32@{path}").normalization == HALF
+
+
+def test_our_file_with_missing_tensors_is_refused(tmp_path):
+    path = save_encoder(tmp_path / "e.safetensors", build("resnet10w32"))
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {n: file.get_tensor(n) for n in list(file.keys())[:9]}
+    save_file(tensors, path, metadata=metadata)
+    assert "9 of 72 tensors match" in _refused(path)
+
+
+@pytest.mark.parametrize("file", ["encoder.pth", "no_folder/encoder.safetensors"])
+def test_a_place_that_could_not_be_read_again_is_refused(file, tmp_path):
+    with pytest.raises(ValueError, match=r"ending in \.safetensors in a folder that exists"):
+        save_encoder(tmp_path / file, build("resnet10w32"))
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- names and modules ---
 
 
@@ -168,6 +190,15 @@ def test_names_and_modules(resnet18):
 @pytest.mark.parametrize("name", ["resnet50@pretrained", "nonsense@pretrained"])
 def test_only_libraries_with_downloads_are_pretrained(name):
     assert name in _refused(name)
+
+
+@pytest.mark.data
+def test_pretrained_weights_keep_a_name_that_rebuilds_them(shared, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(shared / "weights" / "torch_home"))
+    encoder = load_encoder("torchvision:squeezenet1_1@pretrained")
+    loaded = load_encoder(save_encoder(tmp_path / "e.safetensors", encoder))
+    assert loaded.name == "torchvision:squeezenet1_1"
+    _assert_equal(loaded, encoder.state_dict())
 
 
 # --- files of torchvision, of wrappers and of official code ---
@@ -396,6 +427,11 @@ def test_damaged_files_are_refused(tmp_path, resnet18):
     (tmp_path / "text.pth").write_text("not a weight file")
     for name in ("cut.pth", "text.pth"):
         assert name in _refused(tmp_path / name)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "net.pth").touch()
+    assert "net.pth" in _refused(tmp_path / "net.pth")
 
 
 def test_a_file_without_named_tensors_is_refused(tmp_path):

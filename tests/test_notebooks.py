@@ -1,0 +1,50 @@
+"""Every notebook runs from top to bottom, small, and is kept without outputs."""
+
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_kept_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+            assert not cell.source.lstrip().startswith(("%", "!"))  # nothing is installed
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of jupyter_client and its event loop
+def test_runs(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("GOODTRANSFER_NOTEBOOK", "tiny")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
+    notebook = nbformat.read(path, as_version=4)
+    work = tmp_path / "work"
+    work.mkdir()
+    client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": work}})
+    client.execute()
+    outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
+    assert not [out.text for out in outputs if out.get("name") == "stderr"]  # nor any warning
+    figures = [out for out in outputs if "image/png" in out.get("data", {})]
+    assert len(figures) == notebook_figures(notebook)
+    assert not list(work.iterdir())  # it leaves nothing behind
+
+
+def notebook_figures(notebook):
+    """Cells that draw."""
+    calls = ("plt.subplots(4", "plt.subplots(2", "gallery(newborn", "gallery(trained")
+    return sum(any(call in cell.source for call in calls) for cell in notebook.cells)
