@@ -13,11 +13,7 @@ from goodtransfer.study.protocol import Pretraining
 from goodtransfer.study.results import Results
 from goodtransfer.study.tables import Row, Table
 
-COLUMNS = {
-    "acc": "linear readout, top-1 %",
-    "acc_lr30": "at learning rate 30",
-    "acc_head": "own classifier",
-}
+COLUMNS = {"acc": "acc", "acc_lr30": "acc, lr 30", "acc_head": "acc_head"}
 CURVES = {
     "loss": "pretraining loss",
     "pretext_acc": "positive ranked first, %",
@@ -127,8 +123,9 @@ def _figures(study: Study, results: Results, cells: Iterable[Cell]) -> list[tupl
         for cell, history in histories:
             points = [(row["step"], row[name]) for row in history if name in row]
             if points:
+                steps, values = zip(*points, strict=True)
                 style = "-" if len(points) > 12 else ".-"
-                axes.plot(*zip(*points, strict=True), style, label=_short(cell.row), linewidth=1.3)
+                axes.plot(steps, _smooth(values), style, label=_short(cell.row), linewidth=1.3)
         if axes.lines:
             axes.set(xlabel="step", ylabel=caption)
             axes.grid(alpha=0.25)
@@ -140,6 +137,13 @@ def _figures(study: Study, results: Results, cells: Iterable[Cell]) -> list[tupl
             figures.append((caption, svg[svg.index("<svg") :]))
         plt.close(figure)
     return figures
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """A running mean over a twelfth of the curve; short curves stay as they are."""
+    reach = len(values) // 24
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [statistics.mean(window) for window in windows]
 
 
 def _short(row: Pretraining) -> str:

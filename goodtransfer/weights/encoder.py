@@ -176,12 +176,13 @@ def _fill(encoder: Encoder, path: str, tensors: dict[str, Tensor], partial: bool
         for n, v in matched.items()
         if v.shape != wanted[n].shape
     ]
-    if shapes or not matched or ((missing or unexpected) and not partial):
+    nothing = bool(wanted) and not matched  # an encoder of pixels has no weights
+    if shapes or nothing or ((missing or unexpected) and not partial):
         raise ValueError(
             f"Expected {path} to hold {encoder.name}, but {len(matched)} of {len(wanted)} tensors "
             f"match, {_named('missing', missing)}, {_named('unexpected', unexpected)}, "
             f"{_named('of another shape', shapes)}: name the right architecture as NAME@FILE"
-            + ("." if shapes or not matched else ", or load with partial=True.")
+            + ("." if shapes or nothing else ", or load with partial=True.")
         )
     network.load_state_dict(matched, strict=False)
     return encoder
