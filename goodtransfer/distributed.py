@@ -135,8 +135,12 @@ def _grouped_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
+    # torch.batch_norm, not F.batch_norm: in a compiled encoder that would come back here.
+    cudnn = torch.backends.cudnn.enabled
     if not training:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        return torch.batch_norm(
+            x, weight, bias, running_mean, running_var, False, momentum, eps, cudnn
+        )
     channels = x.shape[1]
 
     def tiled(t: Tensor | None) -> Tensor | None:
@@ -144,7 +148,8 @@ def _grouped_batch_norm(
 
     mean, var = tiled(running_mean), tiled(running_var)
     split = x.reshape(len(x) // groups, groups * channels, *x.shape[2:])
-    out = F.batch_norm(split, mean, var, tiled(weight), tiled(bias), True, momentum, eps)
+    scale, shift = tiled(weight), tiled(bias)
+    out = torch.batch_norm(split, scale, shift, mean, var, True, momentum, eps, cudnn)
     for running, moved in ((running_mean, mean), (running_var, var)):
         if running is not None and moved is not None:
             running.copy_(moved.view(groups, channels).mean(0))

@@ -107,3 +107,16 @@ def test_shuffle_restores_the_order_and_hands_over_another():
     assert torch.equal(seen[0], images[permutation(10, 5)])
     assert not torch.equal(seen[0], images)
     assert not torch.equal(permutation(10, 5), permutation(10, 6))
+
+
+def test_a_compiled_encoder_has_groups_too():
+    """Backend "eager" traces as any other would, without a compiler."""
+    encoder = build("resnet10w8").train()
+    compiled = deepcopy(encoder)
+    compiled.compile(backend="eager")
+    x = torch.rand(8, 3, 32, 32)
+    for groups in (2, 4, 1):
+        with split_batch_norm(groups):
+            torch.testing.assert_close(pooled(compiled, x), pooled(encoder, x))
+    for name, value in encoder.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value)

@@ -147,19 +147,19 @@ SCALES = {
     scale.name: scale
     for scale in (
         Scale("paper"),
-        # A few hundred to a few thousand real photos on a CPU.
+        # Some hundred to a few thousand real photos on a CPU.
         Scale(
             "small",
             every={
                 "encoder": "resnet18w32",
                 "size": 64,
                 "batch_size": 64,
-                "epochs": 100,
+                "epochs": 60,
             },
-            contrastive={"momentum": 0.99, "lr": 0.06},
-            supervised={"lr": 0.05},
-            queue_sizes={K64: 256, K1M: 512},
+            contrastive={"momentum": 0.99},
+            queue_sizes={K64: 128, K1M: 256},
             linear=Linear(epochs=40, batch_size=64, size=64),
+            validations=4,
         ),
         # The toy world on two cores within minutes.
         Scale(
@@ -175,7 +175,7 @@ SCALES = {
             supervised={"epochs": 10},
             queue_sizes={K64: 128, K1M: 256},
             linear=Linear(epochs=10, batch_size=64, size=48, crop=0.5),
-            validations=5,
+            validations=2,
             toy={"train": 2000, "val": 2000, "size": 48, "seed": 0},
         ),
     )

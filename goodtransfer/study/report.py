@@ -17,7 +17,7 @@ COLUMNS = {"acc": "acc", "acc_lr30": "acc, lr 30", "acc_head": "acc_head"}
 CURVES = {
     "loss": "pretraining loss",
     "pretext_acc": "positive ranked first, %",
-    "online_acc": "online linear probe, top-1 %",
+    "online_train_acc": "online linear probe on training views, %",
 }
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import goodtransfer.distributed as distributed
+from goodtransfer.data import ImageNetDataModule, make_imagefolder
 from goodtransfer.distributed import rank
 from goodtransfer.methods import ExemplarMoCo
 
@@ -82,6 +83,16 @@ def joined():
     return {"steps": record.steps, "broadcast": broadcast}
 
 
+def folder(out):
+    """Our data module under DDP: Lightning leaves its sampler alone."""
+    root = make_imagefolder(out / "toy", train=40, val=20, size=24)
+    data = ImageNetDataModule(root, batch_size=5, size=24, seed=3)
+    record = Record()
+    trainer = pl.Trainer(callbacks=[record], num_sanity_val_steps=0, **OPTIONS | {"max_epochs": 2})
+    trainer.fit(ExemplarMoCo(encoder(), queue_size=12, dim=6), data)
+    return [step["index"] for step in record.steps]
+
+
 class CountBroadcast(pl.Callback):
     """The buffers that DDP would send."""
 
@@ -98,7 +109,7 @@ class CountBroadcast(pl.Callback):
 if __name__ == "__main__":
     shared, out = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    results = {"joined": joined()}
+    results = {"joined": joined(), "folder": folder(out)}
     if shared.is_dir():
         results["official"] = official(shared)
     torch.save(results, out / f"rank{rank()}.pt")

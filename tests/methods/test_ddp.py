@@ -90,3 +90,14 @@ def test_ddp_never_sends_the_queue(ranks):
         sent = r["joined"]["broadcast"]
         assert sent, "the probe saw no buffers at all"
         assert not [name for name in sent if name.startswith("queue")]
+
+
+def test_the_data_module_deals_one_order_to_the_ranks(ranks):
+    a, b = (r["folder"] for r in ranks)
+    assert len(a) == len(b) == 8  # 40 images in batches of 2 x 5, two epochs
+    for epoch in range(2):
+        generator = torch.Generator().manual_seed(3 * 1_000_003 + epoch)
+        order = torch.randperm(40, generator=generator).tolist()
+        steps = slice(4 * epoch, 4 * epoch + 4)
+        assert [i for step in a[steps] for i in step] == order[0::2]
+        assert [i for step in b[steps] for i in step] == order[1::2]
