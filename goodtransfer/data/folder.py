@@ -25,6 +25,7 @@ def read_image(path: str) -> Image.Image:
     """Decode a file to RGB; any other mode (grey, palette, CMYK, alpha) is converted."""
     try:
         with Image.open(path) as image:
+            image.info.pop("transparency", None)  # dropped anyhow, and PIL warns of some
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageReadError(

@@ -42,8 +42,7 @@ class EpochSampler(DistributedSampler[Any]):
         else:
             order = list(range(self.count))
         ranks, total = world_size(), len(self) * world_size()
-        order += order[: max(0, total - self.count)]
-        mine = order[rank() : total : ranks][self.skip :]
+        mine = [order[i % self.count] for i in range(rank(), total, ranks)][self.skip :]
         self.skip = 0
         return ((self.epoch, number) for number in mine)
 
@@ -58,14 +57,16 @@ class ResumableLoader(DataLoader[Any]):
     sampler: EpochSampler
 
     def __init__(self, dataset: Dataset[Any], *, sampler: EpochSampler, **arguments: Any) -> None:
+        # Of its own: each epoch draws the workers' seed, which the views do not need.
+        arguments.setdefault("generator", torch.Generator())
         super().__init__(dataset, sampler=sampler, **arguments)
         self._epoch = self._consumed = self._resume_at = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator: all this runs at the first batch, after Lightning has set the epoch.
-        self._consumed, self._resume_at = self._resume_at, 0
-        if self._consumed:
-            self.sampler.set_epoch(self._epoch)
+        # A generator: all this runs at the first batch, after Lightning has set the epoch. Where
+        # that is not the state's, the state is of an epoch that `limit_train_batches` had ended.
+        goes_on = self.sampler.epoch == self._epoch
+        self._consumed, self._resume_at = self._resume_at if goes_on else 0, 0
         self._epoch, self.sampler.skip = self.sampler.epoch, self._consumed * (self.batch_size or 1)
         for batch in super().__iter__():
             self._consumed += 1
