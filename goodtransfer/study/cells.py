@@ -141,8 +141,8 @@ def _trainer(
 ) -> pl.Trainer:
     """A Trainer that checkpoints every epoch into ``work`` and says nothing but its bar."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    for hint in ("does not have many workers", "exists and is not empty", "treespec, LeafSpec"):
+        warnings.filterwarnings("ignore", message=f".*{hint}.*")
     last = ModelCheckpoint(
         work, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
     )
