@@ -1,5 +1,6 @@
 """What MoCo needs to know of other ranks, and of batch norm: gather, shuffle-BN, BN in groups."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,17 +79,26 @@ def encode_shuffled(
 def bn_groups(batch: int, setting: int | str = "auto") -> int:
     """How many BN groups a batch is split in: the largest divisor of it up to the wanted number.
 
-    ``"auto"`` wants groups of 32 images, the paper's batch per GPU, and on one device never fewer
-    than two, since with one the key's statistics give it away. A number is taken as wanted.
+    A number is taken as wanted. ``"auto"`` wants groups of 32 images, the paper's batch per GPU, and
+    on one device at least two, since with one the key's statistics give it away: where no divisor
+    is small enough it takes the smallest there is, and warns of a prime number of images.
 
-    >>> bn_groups(256), bn_groups(16), bn_groups(66, 4)
-    (8, 2, 3)
+    >>> bn_groups(256), bn_groups(16), bn_groups(35), bn_groups(66, 4)
+    (8, 2, 5, 3)
     """
     if isinstance(setting, int):
-        wanted = setting
-    else:
-        wanted = max(2 if world_size() == 1 else 1, batch // PAPER_BN_BATCH)
-    return max(groups for groups in range(1, max(1, wanted) + 1) if batch % groups == 0)
+        return max(g for g in range(1, max(1, setting) + 1) if batch % g == 0)
+    groups = max(g for g in range(1, max(1, batch // PAPER_BN_BATCH) + 1) if batch % g == 0)
+    if groups > 1 or world_size() > 1:
+        return groups
+    smallest = next((g for g in range(2, batch // 2 + 1) if batch % g == 0), None)
+    if smallest is None:
+        warnings.warn(
+            f"A batch of {batch} images cannot be split into batch norm groups of several images, "
+            "so that keys are given away by their statistics: use an even batch_size, drop_last=True.",
+            stacklevel=2,
+        )
+    return smallest or 1
 
 
 class split_batch_norm(TorchFunctionMode):  # noqa: N801 - a context manager, used as a verb

@@ -293,7 +293,8 @@ def build(name: str) -> Encoder:
         return _from_timm(name, model)
     raise ValueError(
         "Expected an encoder name like resnet50, resnet18w32, torchvision:mobilenet_v2, "
-        f"timm:tf_efficientnet_lite0, or the path of a weight file, but got {name!r}."
+        f"timm:tf_efficientnet_lite0, or the path of a weight file, but got {name!r}. (If that is the "
+        "class of a module of yours, pass the module: load_from_checkpoint(FILE, encoder=module).)"
     )
 
 

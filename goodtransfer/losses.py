@@ -72,8 +72,9 @@ def info_nce_rows(
     """As :func:`info_nce`, per query: losses (N,) and whether the positive won, bool (N,)."""
     _check(queries, positives, keys, temperature, query_labels, key_labels)
     if query_labels is not None:
-        # -1 marks "no label" on both sides, so no query may keep it: -2 equals no key.
-        query_labels = torch.where(query_labels < 0, -2, query_labels)
+        # Negative means "no label" on both sides, so no query may keep what a key may have.
+        nothing = torch.iinfo(query_labels.dtype).min
+        query_labels = torch.where(query_labels < 0, nothing, query_labels)
     losses, won = _InfoNCE.apply(queries, positives, keys, temperature, query_labels, key_labels)
     return losses, won
 

@@ -78,8 +78,9 @@ def test_covers_the_batch_norms_of_other_libraries(name):
 
 @pytest.mark.parametrize(
     ("batch", "setting", "groups"),
-    [(256, "auto", 8), (64, "auto", 2), (32, "auto", 2), (2, "auto", 2), (1, "auto", 1),
-     (62, "auto", 2), (61, "auto", 1), (96, "auto", 3), (66, 4, 3), (64, 1, 1), (12, 100, 12)],
+    [(256, "auto", 8), (64, "auto", 2), (32, "auto", 2), (4, "auto", 2),
+     (62, "auto", 2), (63, "auto", 3), (35, "auto", 5), (96, "auto", 3),
+     (66, 4, 3), (64, 1, 1), (12, 100, 12)],
 )  # fmt: skip
 def test_group_count(batch, setting, groups):
     assert bn_groups(batch, setting) == groups
@@ -120,3 +121,9 @@ def test_a_compiled_encoder_has_groups_too():
             torch.testing.assert_close(pooled(compiled, x), pooled(encoder, x))
     for name, value in encoder.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("batch", [2, 61])
+def test_a_batch_that_cannot_be_split_warns(batch):
+    with pytest.warns(UserWarning, match=f"{batch} images cannot be split.*use an even batch_size"):
+        assert bn_groups(batch) == 1

@@ -40,7 +40,7 @@ Read on: `goodtransfer VERB --help`, `goodtransfer fit --model.help=ExemplarMoCo
 _VERBS = ("fit", "validate", "test", "predict", "study")
 # What these packages raise of these types is about arguments, files and machines.
 _SPEAKERS = {"goodtransfer", "pytorch_lightning", "lightning_fabric"}
-_SPOKEN = (ValueError, FileNotFoundError, ModuleNotFoundError)
+_SPOKEN = (ValueError, OSError, ModuleNotFoundError)
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from goodtransfer.study.plan import Study
 from goodtransfer.study.protocol import SCALES
 from goodtransfer.study.results import Results
-from goodtransfer.study.tables import DEFAULT_TABLES, TABLES
+from goodtransfer.study.tables import TABLES
 
 EXAMPLES = """examples:
   goodtransfer study run --scale smoke --out smoke            minutes on two cores, no download
@@ -20,19 +20,17 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a verb; sentences instead of tracebacks for what the user can mend."""
+    """Run a verb; after Ctrl-C or SIGTERM say that nothing finished is lost."""
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.verb(arguments))
-    except (ValueError, FileNotFoundError, ModuleNotFoundError, OSError) as error:
-        print(f"goodtransfer study: error: {error}", file=sys.stderr)
-        return 2
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns Ctrl-C within a fit into exit code 1, as if something had failed.
-        if not isinstance(stop.__context__ or stop, KeyboardInterrupt):
+        # Lightning turns Ctrl-C within a fit into exit code 1, and SIGTERM into 0.
+        interrupted = isinstance(stop.__context__ or stop, KeyboardInterrupt)
+        if not interrupted and type(stop).__name__ != "SIGTERMException":
             raise
         print("\nStopped. Finished cells are kept; the same command goes on.", file=sys.stderr)
-        return 130
+        return 130 if interrupted else 143
 
 
 def _study(arguments: argparse.Namespace) -> Study:
@@ -103,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         verb.add_argument(
             "--table", dest="tables", nargs="+", choices=list(TABLES), metavar="TABLE",
-            help=f"{', '.join(TABLES)} (default: {' '.join(DEFAULT_TABLES)})",
+            help=f"{', '.join(TABLES)} (default: all but 10; at scale paper 3 and supervised)",
         )  # fmt: skip
         verb.add_argument("--seeds", type=int, help="runs of every row (default 1)")
     return parser

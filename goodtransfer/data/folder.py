@@ -1,6 +1,5 @@
 """A tree of class folders, as every ImageNet copy and any own data set has it."""
 
-import hashlib
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -127,12 +126,3 @@ def listed(samples: Sequence[Sample], root: Path, lines: Iterable[str]) -> list[
             f"{len(wanted - found)} of {len(wanted)} entries name nothing there: {lost}."
         )
     return kept
-
-
-def fingerprint(samples: Sequence[Sample], root: Path) -> str:
-    """Sixteen hex digits of what a data set holds: relative paths, classes and file sizes."""
-    digest = hashlib.sha256()
-    for path, label in samples:
-        relative = Path(path).relative_to(root).as_posix()
-        digest.update(f"{relative}\0{label}\0{Path(path).stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]

@@ -7,16 +7,17 @@ import pytorch_lightning as pl
 import torch
 
 from goodtransfer import views as recipes
+from goodtransfer.data.fingerprint import fingerprint
 from goodtransfer.data.folder import (
     ImageDataset,
     Sample,
     collate,
-    fingerprint,
     listed,
     per_class_share,
     scan,
 )
 from goodtransfer.data.loader import EpochSampler, ResumableLoader
+from goodtransfer.distributed import world_size
 from goodtransfer.views import Recipe
 
 # Seeded stand-ins for Table 2's subsets, whose lists were never published (protocol 1.10).
@@ -92,16 +93,17 @@ class ImageNetDataModule(pl.LightningDataModule):
         return len(self._parts["train"])
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with the files read (names, classes, sizes)."""
-        self._scan()
-        return fingerprint([s for part in self._parts.values() for s in part], self.root)
+        """Sixteen hex digits that change with the images' names, classes or sizes."""
+        return fingerprint(self.root).digest
 
     def setup(self, stage: str) -> None:
         self._scan()
-        if self.num_images < self.batch_size and self.drop_last and stage == "fit":
+        enough = self.num_images >= self.batch_size * world_size()
+        if not enough and self.drop_last and stage == "fit":
             raise ValueError(
                 f"Expected at least one batch, but {self.root / 'train'} has {self.num_images} "
-                f"images and batch_size={self.batch_size}: lower it, or pass drop_last=False."
+                f"images for {world_size()} x batch_size={self.batch_size}: lower it, or pass "
+                "drop_last=False."
             )
 
     def train_dataloader(self) -> ResumableLoader:

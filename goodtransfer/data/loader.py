@@ -54,8 +54,6 @@ class ResumableLoader(DataLoader[Any]):
     with the next batch and the views it would have seen.
     """
 
-    sampler: EpochSampler
-
     def __init__(self, dataset: Dataset[Any], *, sampler: EpochSampler, **arguments: Any) -> None:
         # Of its own: each epoch draws the workers' seed, which the views do not need.
         arguments.setdefault("generator", torch.Generator())
@@ -63,11 +61,15 @@ class ResumableLoader(DataLoader[Any]):
         self._epoch = self._consumed = self._resume_at = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        sampler = self.sampler
+        if not isinstance(sampler, EpochSampler):  # overfit_batches puts in another
+            yield from super().__iter__()
+            return
         # A generator: all this runs at the first batch, after Lightning has set the epoch. Where
         # that is not the state's, the state is of an epoch that `limit_train_batches` had ended.
-        goes_on = self.sampler.epoch == self._epoch
+        goes_on = sampler.epoch == self._epoch
         self._consumed, self._resume_at = self._resume_at if goes_on else 0, 0
-        self._epoch, self.sampler.skip = self.sampler.epoch, self._consumed * (self.batch_size or 1)
+        self._epoch, sampler.skip = sampler.epoch, self._consumed * (self.batch_size or 1)
         for batch in super().__iter__():
             self._consumed += 1
             yield batch
@@ -82,4 +84,5 @@ class ResumableLoader(DataLoader[Any]):
         """Go on from :meth:`state_dict`."""
         self._epoch, self._resume_at = state["epoch"], state["consumed"]
         self._consumed = self._resume_at
-        self.sampler.set_epoch(self._epoch)
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.set_epoch(self._epoch)

@@ -5,13 +5,13 @@ from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-from goodtransfer.distributed import gather
+from goodtransfer.distributed import gather, world_size
 from goodtransfer.encoders import Encoder
 from goodtransfer.momentum import KeyQueue
-from goodtransfer.views import as_batch
+from goodtransfer.views import as_batch, check_range
 
 
 def check_positive(**arguments: float) -> None:
@@ -62,17 +62,6 @@ def check_batch(
         )
 
 
-def check_range(images: Tensor) -> None:
-    """Refuse float images outside [0, 1], which were normalised already."""
-    low, high = float(images.min()), float(images.max())
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"Expected images in [0, 1] or uint8, but the first batch spans [{low:.2f}, {high:.2f}]: "
-            "the encoder normalises by itself, so remove Normalize from your transform, or pass "
-            "encoder=load_encoder(..., normalize=None)."
-        )
-
-
 def refuse_sync_batch_norm(method: pl.LightningModule) -> None:
     """SyncBN over all ranks gives a query and its key the same statistics again."""
     # Lightning converts under DDP only; the flag, which it keeps here, is refused wherever it is set.
@@ -81,6 +70,26 @@ def refuse_sync_batch_norm(method: pl.LightningModule) -> None:
         raise ValueError(
             f"Expected plain batch norm, but got sync_batchnorm=True: it undoes the shuffling that "
             f"keeps {type(method).__name__} from cheating. Remove it from the Trainer."
+        )
+
+
+def refuse_half_parameters(method: pl.LightningModule) -> None:
+    """A step of 1 - momentum vanishes in the digits of a half type."""
+    if any(p.dtype in (torch.bfloat16, torch.float16) for p in method.parameters()):
+        raise ValueError(
+            "Expected parameters in fp32, but got half precision: the momentum encoder moves by "
+            "0.1 % of a difference, which bf16 cannot hold. Use Trainer(precision='bf16-mixed')."
+        )
+
+
+def warn_of_one_bn_group(method: Any) -> None:
+    """Warn when batch norm tells a key from the negatives."""
+    has_bn = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.encoder.modules())
+    if has_bn and world_size() == 1 and method.bn_groups == 1:
+        warnings.warn(
+            "With bn_groups=1 on one device a query and its key share batch norm statistics, which "
+            "give the key away: use bn_groups='auto'.",
+            stacklevel=2,
         )
 
 
@@ -102,6 +111,8 @@ def warn_of_own_images(method: Any) -> None:
 
 def check_equal_on_all_ranks(queue: KeyQueue) -> None:
     """The queue is never synchronised, so it must be equal at the start and after a resume."""
+    if world_size() == 1:
+        return
     sums, _ = gather(queue.checksum().unsqueeze(0))
     if not torch.equal(sums, sums[:1].expand_as(sums)):
         raise RuntimeError(

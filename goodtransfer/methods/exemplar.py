@@ -1,10 +1,11 @@
 """Exemplar pretraining, the paper's method (Sec. 3, Eq. 2)."""
 
-from typing import Any
+from typing import Literal
 
 from torch import nn
 
-from goodtransfer.methods.moco import Exclude, MoCo
+from goodtransfer.methods.moco import Exclude, MoCo, Unfilled
+from goodtransfer.optim import Schedule
 
 
 class ExemplarMoCo(MoCo):
@@ -26,13 +27,31 @@ class ExemplarMoCo(MoCo):
         *,
         queue_size: int = 2**20,
         temperature: float = 0.1,
+        momentum: float = 0.999,
+        dim: int = 128,
+        mlp: bool = True,
         exclude: Exclude = "label",
-        **arguments: Any,
+        unfilled: Unfilled = "noise",
+        bn_groups: int | Literal["auto"] = "auto",
+        lr: float = 0.03,
+        weight_decay: float = 1e-4,
+        schedule: Schedule = "cosine",
+        views: str = "moco_v2",
+        allow_queue_resize: bool = False,
     ) -> None:
         super().__init__(
             encoder,
             queue_size=queue_size,
             temperature=temperature,
+            momentum=momentum,
+            dim=dim,
+            mlp=mlp,
             exclude=exclude,
-            **arguments,
+            unfilled=unfilled,
+            bn_groups=bn_groups,
+            lr=lr,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            views=views,
+            allow_queue_resize=allow_queue_resize,
         )

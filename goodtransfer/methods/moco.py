@@ -135,8 +135,9 @@ class MoCo(pl.LightningModule):
         loss = losses.mean()
         self._held.append(_Keys(keys, _gathered(label), _gathered(index)))
         every = max(1, getattr(self.trainer, "log_every_n_steps", 1))
-        if self.trainer.global_step % every == 0:
+        if (self.trainer.global_step + 1) % every == 0:  # the steps whose values Lightning writes
             self._log_queue(label, index, queue_keys)
+        self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
         self.log("loss", loss.detach(), prog_bar=True)
         self.log("pretext_acc", 100 * won.float().mean(), prog_bar=True)
         return {"loss": loss, "features": features.detach(), "label": label}
@@ -182,12 +183,13 @@ class MoCo(pl.LightningModule):
         self.log("filtered", filtered)
         self.log("own_image", own_image if self.exclude == "none" else zero)
         self.log("queue_fill", self.queue.filled / len(self.queue))
-        self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         """Features for the callbacks that probe the encoder; changes nothing here."""
         views, label, _ = as_batch(batch)
         return {"features": pooled(self.encoder, views[0]), "label": label}
+
+    test_step = validation_step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [*self.encoder.parameters(), *self.head.parameters()]
@@ -201,6 +203,8 @@ class MoCo(pl.LightningModule):
 
     def on_train_start(self) -> None:
         checks.refuse_sync_batch_norm(self)
+        checks.refuse_half_parameters(self)
+        checks.warn_of_one_bn_group(self)
         checks.warn_of_own_images(self)
         checks.check_equal_on_all_ranks(self.queue)
         self._held.clear()
@@ -228,14 +232,35 @@ class MoCoV1(MoCo):
         self,
         encoder: str | nn.Module = "resnet50",
         *,
+        queue_size: int = 65536,
         temperature: float = 0.07,
+        momentum: float = 0.999,
+        dim: int = 128,
         mlp: bool = False,
+        exclude: Exclude = "none",
+        unfilled: Unfilled = "noise",
+        bn_groups: int | Literal["auto"] = "auto",
+        lr: float = 0.03,
+        weight_decay: float = 1e-4,
         schedule: Schedule = "step",
         views: str = "moco_v1",
-        **arguments: Any,
+        allow_queue_resize: bool = False,
     ) -> None:
         super().__init__(
-            encoder, temperature=temperature, mlp=mlp, schedule=schedule, views=views, **arguments
+            encoder,
+            queue_size=queue_size,
+            temperature=temperature,
+            momentum=momentum,
+            dim=dim,
+            mlp=mlp,
+            exclude=exclude,
+            unfilled=unfilled,
+            bn_groups=bn_groups,
+            lr=lr,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            views=views,
+            allow_queue_resize=allow_queue_resize,
         )
 
 

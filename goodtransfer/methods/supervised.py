@@ -85,15 +85,19 @@ class SupervisedCE(pl.LightningModule):
         logits = self._classify(features)
         loss = F.cross_entropy(full_precision(logits), label, ignore_index=NO_LABEL)
         self.log("loss", loss.detach(), prog_bar=True)
-        self.log("train_acc", 100 * (logits.argmax(1) == label).float().mean(), prog_bar=True)
+        self.log("train_acc", _percent_correct(logits, label), prog_bar=True)
         self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
         return {"loss": loss, "features": features.detach(), "label": label}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         given = as_batch(batch)
         features, label = pooled(self.encoder, given.views[0]), given.labels_for("SupervisedCE")
-        correct = (self._classify(features).argmax(1) == label).float().mean()
-        self.log("acc_head", 100 * correct, batch_size=len(features), sync_dist=True)
+        correct, labelled = (
+            _percent_correct(self._classify(features), label),
+            int((label >= 0).sum()),
+        )
+        if labelled:
+            self.log("acc_head", correct, batch_size=labelled, sync_dist=True)
         return {"features": features, "label": label}
 
     test_step = validation_step
@@ -116,3 +120,8 @@ class SupervisedCE(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         restore_input(self.encoder, checkpoint["input"])
+
+
+def _percent_correct(logits: Tensor, label: Tensor) -> Tensor:
+    """Top-1 of the labelled images; 0 where none is."""
+    return 100 * (logits.argmax(1) == label).sum() / (label >= 0).sum().clamp(min=1)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import platform
 import shutil
 import time
@@ -85,12 +86,12 @@ def _pretrain(study: Study, cell: Cell, results: Results, finished: Path) -> dic
         cell,
         work,
         row.epochs,
-        check_val_every_n_epoch=max(1, row.epochs // study.scale.validations),
+        limit_val_batches=0,
         callbacks=[OnlineProbe()],
     )
     trainer.fit(method, data, ckpt_path=_checkpoint(work))
     if isinstance(method, methods.SupervisedCE):
-        metrics = _plain(trainer.validate(method, data, verbose=False)[0])
+        metrics = _plain(trainer.test(method, data, verbose=False)[0])
     head = method.head if isinstance(method, methods.SupervisedCE) else None
     save_encoder(
         finished / "encoder.safetensors",
@@ -148,6 +149,7 @@ def _trainer(
     )
     return pl.Trainer(
         max_epochs=epochs,
+        devices=1,  # batch sizes are over all; many devices are for `goodtransfer fit`
         logger=CurveLogger(work / "curves.jsonl"),
         callbacks=[last, CellBar(cell.title), *(callbacks or [])],
         default_root_dir=work,
@@ -166,7 +168,7 @@ def _checkpoint(work: Path) -> Path | None:
         return None
     try:
         torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         warnings.warn(f"Starting over: {file} was cut off ({error}).", stacklevel=2)
         return None
     return file

@@ -5,11 +5,16 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from goodtransfer.data import toy
+from goodtransfer.data.fingerprint import Fingerprint, fingerprint
 from goodtransfer.study.protocol import SCALES, Linear, Pretraining, Scale, deviations
-from goodtransfer.study.tables import DEFAULT_TABLES, TABLES, Row, Table
+from goodtransfer.study.tables import TABLES, Row, Table
+
+IMAGENET = "1,281,167 images of 1,000 classes"
 
 # Raise by hand when a change of the code changes results: it is part of every key.
 PROTOCOL_VERSION = 1
@@ -58,7 +63,7 @@ class Study:
     out: Path
     scale: Scale
     data: Path | None = None
-    tables: tuple[str, ...] = DEFAULT_TABLES
+    tables: tuple[str, ...] = ("3", "supervised")
     seeds: int = 1
 
     @classmethod
@@ -97,8 +102,10 @@ class Study:
                 f"Expected --data ROOT at scale {scale.name}: a folder with train/CLASS/*.jpg and "
                 "val/CLASS/*.jpg (only the smoke scale draws its own images)."
             )
-        tables = tuple(settings.get("tables") or DEFAULT_TABLES)
-        return cls(out, scale, data and Path(data), tables, settings.get("seeds", 1))
+        tables, seeds = tuple(settings.get("tables") or scale.tables), settings.get("seeds", 1)
+        if seeds < 1:
+            raise ValueError(f"Expected at least one seed, but got {seeds}.")
+        return cls(out, scale, data and Path(data), tables, seeds)
 
     def save(self) -> None:
         """Write ``study.json``, so that `study cell`, `list` and `report` know the rest."""
@@ -114,6 +121,14 @@ class Study:
     def data_root(self) -> Path:
         """Where the images are, or will be."""
         return self.out / "toy" if self.data is None else self.data
+
+    def _data(self) -> tuple[Any, str]:
+        """What tells the data set from others, and what to call it."""
+        if self.data is None:
+            return {"toy": toy.VERSION, **(self.scale.toy or {})}, "toy world"
+        found = _fingerprint(self.data)
+        size = f"{found.images:,} images of {found.classes:,} classes"
+        return found.digest, "ImageNet" if size == IMAGENET else f"{self.data.name}, {size}"
 
     def rows(self) -> Iterator[tuple[Table, Row]]:
         """Table by table, top to bottom."""
@@ -133,7 +148,10 @@ class Study:
     def cells_of(self, pretraining: Pretraining, seed: int) -> tuple[Cell, Cell]:
         """A row's pretraining and its readout."""
         row = self.scale.apply(pretraining)
-        fidelity = deviations(pretraining.values(), row.values())
+        paper, ours = pretraining.values(), row.values()
+        if row.method != "none":  # run.py makes a cell on one device; BN there is in groups
+            paper, ours = paper | {"devices": 8}, ours | {"devices": 1}
+        fidelity = deviations(paper | {"data": "ImageNet"}, ours | {"data": self._data()[1]})
         first = self._cell("pretrain", row, fidelity, seed, row.values())
         readout = asdict(self.scale.linear)
         paper_readout = deviations(asdict(Linear()), readout)
@@ -159,7 +177,7 @@ class Study:
             "version": PROTOCOL_VERSION,
             "kind": kind,
             "scale": self.scale.name,
-            "data": data_fingerprint(self.data) if self.data else dict(self.scale.toy or {}),
+            "data": self._data()[0],
             "seed": seed,
             **content,
         }
@@ -167,21 +185,6 @@ class Study:
         return Cell(digest[:16], kind, row, fidelity, seed, tuple(needs))
 
 
-_fingerprints: dict[Path, str] = {}
-
-
-def data_fingerprint(root: Path) -> str:
-    """Sixteen hex digits of the names of a data set's classes and images."""
-    if root not in _fingerprints:
-        digest = hashlib.sha256()
-        for split in ("train", "val"):
-            folder = root / split
-            if not folder.is_dir():
-                raise FileNotFoundError(
-                    f"Expected images at {folder}/CLASS/*.jpg, but there is no such folder."
-                )
-            for label in sorted(os.scandir(folder), key=lambda entry: entry.name):
-                names = sorted(os.listdir(label.path)) if label.is_dir() else []
-                digest.update("\0".join([split, label.name, *names]).encode() + b"\n")
-        _fingerprints[root] = digest.hexdigest()[:16]
-    return _fingerprints[root]
+@cache
+def _fingerprint(root: Path) -> Fingerprint:
+    return fingerprint(root)

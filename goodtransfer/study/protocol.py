@@ -116,7 +116,7 @@ class Scale:
         contrastive, supervised: further changes to the two kinds.
         queue_sizes: the paper's K to this scale's.
         linear: the readout.
-        validations: how often the online probe is scored during a pretraining.
+        tables: made where none is named.
         toy: arguments of the toy world, or None for a data set that the user names.
     """
 
@@ -126,7 +126,7 @@ class Scale:
     supervised: Mapping[str, Any] = field(default_factory=dict)
     queue_sizes: Mapping[int, int] = field(default_factory=dict)
     linear: Linear = Linear()
-    validations: int = 20
+    tables: tuple[str, ...] = ("3", "supervised", "floor")
     toy: Mapping[str, Any] | None = None
 
     def apply(self, row: Pretraining) -> Pretraining:
@@ -146,7 +146,8 @@ class Scale:
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale("paper"),
+        # Without the floor: a readout of 224 x 224 pixels would take 16 GB to say little.
+        Scale("paper", tables=("3", "supervised")),
         # Some hundred to a few thousand real photos on a CPU.
         Scale(
             "small",
@@ -159,7 +160,6 @@ SCALES = {
             contrastive={"momentum": 0.99},
             queue_sizes={K64: 128, K1M: 256},
             linear=Linear(epochs=40, batch_size=64, size=64),
-            validations=4,
         ),
         # The toy world on two cores within minutes.
         Scale(
@@ -175,7 +175,6 @@ SCALES = {
             supervised={"epochs": 10},
             queue_sizes={K64: 128, K1M: 256},
             linear=Linear(epochs=10, batch_size=64, size=48, crop=0.5),
-            validations=2,
             toy={"train": 2000, "val": 2000, "size": 48, "seed": 0},
         ),
     )

@@ -15,8 +15,8 @@ def run_study(study: Study) -> Path:
     Killed anywhere and called again, it redoes no finished cell. Something parallel would call
     ``goodtransfer study cell KEY`` instead: a cell needs nothing but its folder and its ``needs``.
     """
-    study.save()
     cells, results = study.cells(), Results(study)
+    study.save()  # only once its data have been found
     done = sum(results.done(cell.key) for cell in cells)
     with tqdm(cells, desc=f"study, scale {study.scale.name}", unit="cell", position=0) as bar:
         for cell in bar:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,8 +15,8 @@ from torchmetrics import Metric
 from goodtransfer.callbacks.frozen import FrozenCheck
 from goodtransfer.encoders import Encoder, pooled
 from goodtransfer.optim import sgd
-from goodtransfer.views import as_batch
-from goodtransfer.weights import load_encoder
+from goodtransfer.views import as_batch, check_range
+from goodtransfer.weights import describe_input, load_encoder, restore_input
 
 LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 MOCO_LR = 30.0
@@ -59,11 +60,13 @@ class LinearProbe(pl.LightningModule):
         super().__init__()
         if not lrs or min(lrs) <= 0:
             raise ValueError(f"Expected argument `lrs` to be positive rates, but got {lrs}.")
-        self.encoder: Encoder = load_encoder(encoder).requires_grad_(False).eval()
+        # A copy: the method that an encoder comes from may want to go on training it.
+        own = deepcopy(encoder) if isinstance(encoder, nn.Module) else encoder
+        self.encoder: Encoder = load_encoder(own).requires_grad_(False).eval()
         self.save_hyperparameters(ignore=["encoder", "head"])
         self.hparams["encoder"] = self.encoder.name
         self.lrs, self.views = tuple(lrs), views
-        self.head = None if head is None else head.requires_grad_(False)
+        self.head = None if head is None else deepcopy(head).requires_grad_(False)
         self.register_buffer("lr_weights", torch.tensor(self.lrs), persistent=False)
         self.register_buffer("chosen", torch.tensor(0))
         self.accuracy = _Accuracy(len(self.lrs))
@@ -85,8 +88,15 @@ class LinearProbe(pl.LightningModule):
     def setup(self, stage: str) -> None:
         # Here it is the protocol: Lightning need not wonder.
         warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and len(self.lrs) > 1 and getattr(data, "selection", None) == 0:
+            warnings.warn(
+                "The learning rate is chosen on the images that are reported: keep a part of train "
+                f"for the choice by {type(data).__name__}(selection=0.1).",
+                stacklevel=2,
+            )
         if self.classifiers is None:
-            num_classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+            num_classes = getattr(data, "num_classes", None)
             if num_classes is None:
                 raise ValueError(
                     "Expected the number of classes, but num_classes=None and there is no data "
@@ -118,10 +128,17 @@ class LinearProbe(pl.LightningModule):
         logits: Tensor = self.classifiers(features)
         return logits.view(len(features), len(self.lrs), self.num_classes)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        view = as_batch(batch).views[0]
+        if batch_idx == 0 and view.is_floating_point() and self.encoder.normalization is not None:
+            check_range(view)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         given = as_batch(batch)
         logits = self._logits(self._features(given.views[0])).float()
-        target = given.labels_for("LinearProbe").unsqueeze(1).expand(logits.shape[:2])
+        label = given.labels_for("LinearProbe")
+        logits, label = logits[label >= 0], label[label >= 0]  # -1 is no label
+        target = label.unsqueeze(1).expand(logits.shape[:2])
         losses = F.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(0)
         self.log("loss", losses.detach().nan_to_num(torch.inf).min(), prog_bar=True)
         # Each rate's loss times its rate, under SGD with rate 1, is SGD with that rate: gradients
@@ -140,7 +157,8 @@ class LinearProbe(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         accuracy, _ = self.accuracy.take(), self.head_accuracy.take()
         if not self.trainer.sanity_checking:
-            self.chosen.copy_(accuracy.argmax())
+            if self.trainer.state.fn == "fit":  # Trainer.validate reports, and chooses nothing
+                self.chosen.copy_(accuracy.argmax())
             self.log("selection_acc", accuracy.max(), prog_bar=True)
 
     def on_test_epoch_end(self) -> None:
@@ -152,13 +170,25 @@ class LinearProbe(pl.LightningModule):
         if self.head is not None:
             self.log("acc_head", head_accuracy[0])
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["input"] = describe_input(self.encoder)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        restore_input(self.encoder, checkpoint["input"])
+        head = checkpoint["state_dict"].get("head.weight")
+        if head is not None and self.head is None:
+            self.head = nn.Linear(head.shape[1], head.shape[0]).requires_grad_(False)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         classifiers = [p for p in self.parameters() if p.requires_grad]
         return sgd(classifiers, self.trainer, lr=1.0, weight_decay=0.0, schedule="step")
 
 
 class _Accuracy(Metric):
-    """Top-1 of several classifiers on the same images, in percent; exact over ranks."""
+    """Top-1 of several classifiers on the same labelled images, in percent, over all ranks.
+
+    Where the images do not divide among the ranks, a sampler repeats a few of them.
+    """
 
     correct: Tensor
     total: Tensor
@@ -171,8 +201,8 @@ class _Accuracy(Metric):
 
     def update(self, logits: Tensor, label: Tensor) -> None:
         """Logits (N, classifiers, classes), label (N,)."""
-        self.correct += (logits.argmax(2) == label.unsqueeze(1)).sum(0)
-        self.total += len(label)
+        self.correct += (logits.argmax(2) == label.unsqueeze(1)).sum(0)  # never, for label -1
+        self.total += (label >= 0).sum()
 
     def compute(self) -> Tensor:
         """Percent correct of each classifier, (classifiers,)."""

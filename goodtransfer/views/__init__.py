@@ -1,6 +1,6 @@
 """Views: one random augmentation of an image. Recipes by name, and the batch they arrive in."""
 
-from goodtransfer.views.batch import Batch, as_batch
+from goodtransfer.views.batch import Batch, as_batch, check_range
 from goodtransfer.views.recipes import (
     RECIPES,
     Recipe,
@@ -18,6 +18,7 @@ __all__ = [
     "Recipe",
     "as_batch",
     "center",
+    "check_range",
     "linear",
     "moco_v1",
     "moco_v2",

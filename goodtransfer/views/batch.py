@@ -51,5 +51,16 @@ def as_batch(batch: Any) -> Batch:
     return Batch((views,) if isinstance(views, Tensor) else tuple(views), label, index)
 
 
+def check_range(images: Tensor) -> None:
+    """Refuse float images outside [0, 1], which were normalised already."""
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"Expected images in [0, 1] or uint8, but the first batch spans [{low:.2f}, {high:.2f}]: "
+            "the encoder normalises by itself, so remove Normalize from your transform, or pass "
+            "encoder=load_encoder(..., normalize=None)."
+        )
+
+
 def _is_images(x: Any) -> bool:
     return isinstance(x, Tensor) and x.ndim == 4

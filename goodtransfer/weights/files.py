@@ -62,8 +62,16 @@ def save_encoder(
 
 
 def read_provenance(path: str | Path) -> Provenance | None:
-    """The header of one of our files; None for anybody else's."""
+    """What one of our files or Lightning checkpoints says of itself; None for anybody else's."""
     path = Path(path).expanduser()
+    if path.suffix == ".ckpt":
+        content = _load_torch(path)
+        if not isinstance(content, dict) or "input" not in content:
+            return None
+        return Provenance(
+            content["hyper_parameters"]["encoder"],
+            _normalization(content["input"]["normalization"]),
+        )
     if path.suffix != ".safetensors":
         return None
     try:
@@ -74,10 +82,11 @@ def read_provenance(path: str | Path) -> Provenance | None:
     if text is None:
         return None
     header = json.loads(text)
-    normalization = header["normalization"]
-    if normalization is not None:
-        normalization = Normalization(*(tuple(values) for values in normalization))
-    return Provenance(header["encoder"], normalization, header["origin"])
+    return Provenance(header["encoder"], _normalization(header["normalization"]), header["origin"])
+
+
+def _normalization(values: Any) -> Normalization | None:
+    return values and Normalization(*(tuple(channels) for channels in values))
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -98,13 +107,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(
                 f"Expected a safetensors file, but {path} is damaged: {error}"
             ) from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(
-            f"Expected {path} to hold tensors and plain types only, but it cannot be loaded safely: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from error
+    content = _load_torch(path)
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -116,3 +119,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"Expected a state dict in {path}, but found no tensors by name.")
     return tensors
+
+
+def _load_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(
+            f"Expected {path} to hold tensors and plain types only, but it cannot be loaded safely: "
+            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error

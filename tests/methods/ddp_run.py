@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import goodtransfer.distributed as distributed
 from goodtransfer.data import ImageNetDataModule, make_imagefolder
-from goodtransfer.distributed import rank
+from goodtransfer.distributed import encode_shuffled, rank
 from goodtransfer.methods import ExemplarMoCo
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -83,6 +83,20 @@ def joined():
     return {"steps": record.steps, "broadcast": broadcast}
 
 
+def ragged():
+    """Ranks with 3 and 5 images: gathered, shuffled, encoded and put back in order."""
+    count = 3 + 2 * rank()
+    images = torch.arange(10.0 * rank(), 10.0 * rank() + count).unsqueeze(1)
+    seen = []
+
+    def encode(x):
+        seen.append(x)
+        return 2 * x
+
+    keys, own = encode_shuffled(encode, images, seed=1)
+    return {"keys": keys, "own": keys[own], "images": images, "seen": seen[0]}
+
+
 def folder(out):
     """Our data module under DDP: Lightning leaves its sampler alone."""
     root = make_imagefolder(out / "toy", train=40, val=20, size=24)
@@ -109,7 +123,7 @@ class CountBroadcast(pl.Callback):
 if __name__ == "__main__":
     shared, out = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    results = {"joined": joined(), "folder": folder(out)}
+    results = {"joined": joined(), "folder": folder(out), "ragged": ragged()}
     if shared.is_dir():
         results["official"] = official(shared)
     torch.save(results, out / f"rank{rank()}.pt")

@@ -1,7 +1,9 @@
 """What MoCo's state does in a step, through accumulation, validation and resume; and its sentences."""
 
+import csv
 import math
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
+import goodtransfer.methods.moco as moco_module
 from goodtransfer.methods import ExemplarMoCo, MoCoV1, MoCoV2
 from goodtransfer.momentum import equal_share
 
@@ -191,6 +194,7 @@ def test_validation_sanity_check_and_test_change_nothing(trainer_options):
     trainer.fit(module, loader(), loader())
     before = state(module)
     trainer.validate(module, loader(), verbose=False)
+    trainer.test(module, loader(), verbose=False)
     assert_same_state(before, state(module))
 
     class SanityOnly(pl.Callback):
@@ -280,16 +284,71 @@ def test_batch_norm_leaks_without_groups_and_not_with_them():
     assert (q - k).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(("groups", "warned"), [(1, True), ("auto", False), (4, False)])
+def test_one_group_on_one_device_warns(groups, warned, trainer_options, recwarn):
+    warnings.simplefilter("always")
+    fit(MoCoV2(encoder(), bn_groups=groups, **SMALL), trainer_options)
+    assert any("share batch norm statistics" in str(w.message) for w in recwarn) == warned
+
+
 # --- precision ---
 
 
-def test_bf16_trains_with_the_loss_in_fp32(trainer_options):
-    log = Log()
+def test_bf16_trains_with_the_loss_in_fp32(trainer_options, monkeypatch):
+    """The encoders run in bf16; from the unit vectors on all is fp32."""
+    seen = []
+    real = moco_module.info_nce_rows
+
+    def recording(queries, positives, keys, **arguments):
+        losses, won = real(queries, positives, keys, **arguments)
+        exact = real(queries.double(), positives.double(), keys.double(), **arguments)[0]
+        seen.append((queries.dtype, positives.dtype, keys.dtype, losses.dtype))
+        torch.testing.assert_close(losses.double(), exact, rtol=1e-5, atol=1e-6)
+        return losses, won
+
+    monkeypatch.setattr(moco_module, "info_nce_rows", recording)
+    heads = []
     module = ExemplarMoCo(encoder(), **SMALL)
-    fit(module, trainer_options, callbacks=[log], precision="bf16-mixed", max_epochs=2)
-    assert module.queue.keys.dtype == torch.float32
-    assert all(math.isfinite(row["loss"]) for row in log.rows)
+    module.head.register_forward_hook(lambda _, __, out: heads.append(out.dtype))
+    fit(module, trainer_options, precision="bf16-mixed", max_epochs=2)
+    assert set(heads) == {torch.bfloat16}
+    assert set(seen) == {(torch.float32,) * 4}
     torch.testing.assert_close(module.queue.keys.norm(dim=1), torch.ones(16), rtol=1e-5, atol=1e-5)
+
+
+def test_pure_half_precision_is_refused(trainer_options):
+    """With m = 0.999 the key encoder would stand still in bf16."""
+    with pytest.raises(ValueError, match="parameters in fp32.*bf16-mixed"):
+        fit(
+            MoCoV2(encoder(), **SMALL),
+            trainer_options,
+            callbacks=[Unchanged()],
+            precision="bf16-true",
+        )
+
+
+def test_what_is_logged_reaches_the_logger(trainer_options, tmp_path):
+    """Also with epochs shorter than Lightning's logging interval, and fresh, not steps old."""
+    from pytorch_lightning.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path, version="")
+    fills = {}
+
+    class Fill(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            fills[trainer.global_step] = float(module.queue.filled) / len(module.queue)
+
+    options = trainer_options | {"logger": logger, "log_every_n_steps": 3}
+    module = ExemplarMoCo(encoder(), queue_size=15, dim=6)
+    fit(module, options, loader(16), [Fill()], max_epochs=4)  # 2 steps an epoch
+    rows = list(csv.DictReader((tmp_path / "lightning_logs/metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == [2, 5]
+    for row in rows:
+        assert float(row["queue_fill"]) == pytest.approx(fills[int(row["step"])])
+        assert {"loss", "pretext_acc", "filtered", "own_image", "lr"} <= {
+            k for k, v in row.items() if v
+        }
+    assert float(rows[1]["lr"]) == pytest.approx(0.03 * 0.5 * (1 + math.cos(math.pi * 2 / 4)))
 
 
 # --- sentences before training starts ---

@@ -43,6 +43,7 @@ def five_steps(module, batches, options):
 
 
 @pytest.mark.data
+@pytest.mark.filterwarnings("ignore:With bn_groups=1 on one device:UserWarning")
 @pytest.mark.parametrize("case", ["moco_v1_bn", "moco_v1_nobn", "moco_v2_bn", "moco_v2_nobn"])
 def test_equals_the_official_run(case, shared, trainer_options, monkeypatch):
     folder = shared / "parity" / case
@@ -99,6 +100,7 @@ def formula_weights(module, seed):
 
 
 @pytest.mark.data
+@pytest.mark.filterwarnings("ignore:With bn_groups=1 on one device:UserWarning")
 @pytest.mark.parametrize(
     ("case", "method"), [("moco_v1_resnet18", MoCoV1), ("moco_v2_resnet18", MoCoV2)]
 )

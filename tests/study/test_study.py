@@ -14,14 +14,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from goodtransfer.cli.study import main
-from goodtransfer.study.plan import Study, data_fingerprint
+from goodtransfer.cli import main as cli
+from goodtransfer.data.fingerprint import fingerprint
+from goodtransfer.study.plan import Study
 from goodtransfer.study.results import Results
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import TINY
 
-SUPERVISED = ["--scale", "tiny", "--table", "supervised"]
+SUPERVISED = ["--scale", "tiny", "--table", "floor", "supervised"]
+
+
+def main(arguments):
+    return cli(["study", *arguments])
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +72,8 @@ def test_a_second_run_redoes_nothing_and_needs_no_torch(finished):
     before = files(finished)
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); import tiny\n"
-        "from goodtransfer.cli.study import main\n"
-        "code = main(['run', '--out', sys.argv[1]])\n"
+        "from goodtransfer.cli import main\n"
+        "code = main(['study', 'run', '--out', sys.argv[1]])\n"
         "sys.exit(code or 3 * ('torch' in sys.modules))"
     )
     started = time.monotonic()
@@ -106,7 +111,7 @@ def test_list_names_every_cell_and_what_it_changes(finished, capsys):
 
 
 def test_an_unfinished_report_shows_what_there_is(finished, tmp_path):
-    study = replace(Study.open(finished), tables=("3", "supervised"), out=finished)
+    study = replace(Study.open(finished), tables=("3", "supervised", "floor"))
     from goodtransfer.study.report import write_report
 
     html = write_report(study).read_text()
@@ -117,7 +122,7 @@ def test_an_unfinished_report_shows_what_there_is(finished, tmp_path):
 def test_keys_follow_content_and_nothing_else(tmp_path):
     study = Study(tmp_path, TINY)
     keys = [c.key for c in study.cells()]
-    assert len(set(keys)) == len(keys) == 14
+    assert len(set(keys)) == len(keys) == 10
     assert [c.key for c in Study(tmp_path / "elsewhere", TINY).cells()] == keys
     ten = {c.key for c in replace(study, tables=("10",)).cells()}
     three = {c.key for c in replace(study, tables=("3",)).cells()}
@@ -126,22 +131,48 @@ def test_keys_follow_content_and_nothing_else(tmp_path):
         c.key for c in replace(study, scale=replace(TINY, name="other")).cells()
     }
     reseeded = replace(study, seeds=2).cells()
-    assert len(reseeded) == 28
+    assert len(reseeded) == 20
     assert set(keys) < {c.key for c in reseeded}
 
 
-def test_keys_follow_the_data(tmp_path):
-    for name in ("a", "b"):
-        for split in ("train", "val"):
-            folder = tmp_path / name / split / "x"
-            folder.mkdir(parents=True)
-            Image.new("RGB", (4, 4)).save(folder / "0.png")
-    assert data_fingerprint(tmp_path / "a") == data_fingerprint(tmp_path / "b")
-    Image.new("RGB", (4, 4)).save(tmp_path / "c.png")
-    other = tmp_path / "d"
+def images_in(root, names=("x/0.png", "y/0.png"), size=4):
     for split in ("train", "val"):
-        (other / split / "x").mkdir(parents=True)
-    assert data_fingerprint(other) != data_fingerprint(tmp_path / "a")
+        for name in names:
+            (root / split / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (size, size)).save(root / split / name)
+    return root
+
+
+def test_keys_follow_the_data(tmp_path):
+    base = images_in(tmp_path / "base")
+    same = images_in(tmp_path / "same")
+    (same / "train/x/.DS_Store").touch()
+    (same / "train/readme.txt").touch()
+    others = [
+        images_in(tmp_path / "renamed", ("x/1.png", "y/0.png")),
+        images_in(tmp_path / "moved", ("x/0.png", "z/0.png")),
+        images_in(tmp_path / "more", ("x/0.png", "x/1.png", "y/0.png")),
+        images_in(tmp_path / "replaced", size=40),
+    ]
+    assert fingerprint(base) == fingerprint(same)
+    assert fingerprint(base)[1:] == (2, 2)
+    assert len({fingerprint(root).digest for root in (base, *others)}) == 5
+    study = Study(tmp_path, TINY, data=base, tables=("3",))
+    keys = [{c.key for c in replace(study, data=r).cells()} for r in (base, same, others[0])]
+    assert keys[0] == keys[1]
+    assert not keys[0] & keys[2]
+    assert "data base, 2 images of 2 classes (paper: ImageNet)" in study.cells()[0].fidelity
+    assert "devices 1 (paper: 8)" in study.cells()[0].fidelity
+
+
+def test_a_wrong_folder_can_be_corrected(tmp_path, capsys):
+    out, good = tmp_path / "s", images_in(tmp_path / "good")
+    run = ["run", "--scale", "small", "--out", str(out), "--data"]
+    assert main([*run, str(tmp_path / "typo")]) == 2
+    assert "typo/train" in capsys.readouterr().err
+    assert main(["list", *run[1:], str(good)]) == 0
+    assert main(["run", "--scale", "smoke", "--seeds", "0", "--out", str(out)]) == 2
+    assert "at least one seed, but got 0" in capsys.readouterr().err
 
 
 class Killed(BaseException):

@@ -10,7 +10,6 @@ TINY = Scale(
     every={"encoder": "resnet10w8", "size": 16, "batch_size": 10, "epochs": 3, "crop": 0.5},
     queue_sizes={K64: 16, K1M: 24},
     linear=Linear(epochs=2, batch_size=10, size=16),
-    validations=1,
     toy={"train": 40, "val": 20, "size": 24, "seed": 0},
 )
 SCALES["tiny"] = TINY

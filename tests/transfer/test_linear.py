@@ -5,9 +5,9 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from goodtransfer.encoders import OwnTrunk, pooled
+from goodtransfer.encoders import OwnTrunk, build, pooled
 from goodtransfer.transfer import LinearProbe
 
 
@@ -104,9 +104,16 @@ def test_the_validation_set_chooses_and_the_test_set_is_only_reported(trainer_op
 
 def test_no_weight_and_no_statistic_of_the_encoder_moves(trainer_options):
     encoder = trunk()
-    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    probe, _ = fitted(trainer_options, encoder=encoder)
+    for name, value in probe.encoder.state_dict().items():
+        assert torch.equal(value, encoder.state_dict()[name]), name
+
+
+def test_the_user_s_encoder_stays_trainable(trainer_options):
+    encoder = trunk().train()
     fitted(trainer_options, encoder=encoder)
-    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    assert all(p.requires_grad for p in encoder.parameters())
+    assert encoder.training
 
 
 class Thaw(pl.Callback):
@@ -147,3 +154,64 @@ def test_classes_must_be_known(trainer_options):
     trainer = pl.Trainer(max_epochs=1, **trainer_options)
     with pytest.raises(ValueError, match=r"pass LinearProbe\(num_classes=...\)"):
         trainer.fit(LinearProbe(trunk()), DataLoader(Coloured(), batch_size=16))
+
+
+def test_validating_later_chooses_nothing(trainer_options):
+    probe, trainer = fitted(trainer_options)
+    probe.chosen.fill_(0)
+    probe.classifiers.weight.data[:3].neg_()  # the worst by far
+    trainer.validate(probe, DataLoader(Coloured(24, seed=1), batch_size=8), verbose=False)
+    assert int(probe.chosen) == 0
+
+
+def test_a_choice_on_the_reported_images_warns(trainer_options):
+    class Data(pl.LightningDataModule):
+        num_classes, selection = 3, 0.0
+
+        def train_dataloader(self):
+            return DataLoader(Coloured(), batch_size=16)
+
+    trainer = pl.Trainer(max_epochs=1, **trainer_options)
+    with pytest.warns(UserWarning, match=r"images that are reported.*Data\(selection=0.1\)"):
+        trainer.fit(LinearProbe(trunk()), Data())
+
+
+def test_unlabelled_images_count_nowhere(trainer_options):
+    class Partly(Coloured):
+        def __getitem__(self, i):
+            views, label, index = super().__getitem__(i)
+            return views, label if i < 24 else torch.tensor(-1), index
+
+    results = []
+    for data in (Partly(), Subset(Coloured(), range(24))):
+        probe = LinearProbe(trunk(), num_classes=3, lrs=(1.0,))
+        probe.classifiers.weight.data.fill_(0.01)
+        trainer = pl.Trainer(max_epochs=1, **trainer_options)
+        trainer.fit(probe, DataLoader(data, batch_size=48))
+        (scores,) = trainer.test(probe, DataLoader(data, batch_size=48), verbose=False)
+        results.append((probe.classifiers.weight.detach(), scores["acc"]))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+def test_normalised_images_get_a_sentence(trainer_options):
+    data = DataLoader([((4 * v[0] - 2,), y) for v, y, _ in Coloured()], batch_size=16)
+    trainer = pl.Trainer(max_epochs=1, **trainer_options)
+    with pytest.raises(ValueError, match=r"images in \[0, 1\].*remove Normalize"):
+        trainer.fit(LinearProbe(trunk(), num_classes=3), data)
+
+
+def test_a_checkpoint_brings_back_head_and_input_convention(trainer_options, tmp_path):
+    encoder = build("resnet10w8")
+    encoder.set_normalization(None)
+    head = nn.Linear(64, 3)
+    images = DataLoader([((v[0].repeat(1, 4, 4),), y) for v, y, _ in Coloured()], batch_size=16)
+    probe = LinearProbe(encoder, num_classes=3, head=head, lrs=(1.0,))
+    trainer = pl.Trainer(max_epochs=1, **trainer_options)
+    trainer.fit(probe, images)
+    trainer.save_checkpoint(tmp_path / "p.ckpt")
+    loaded = LinearProbe.load_from_checkpoint(tmp_path / "p.ckpt", weights_only=True)
+    assert loaded.encoder.normalization is None
+    (a,), (b,) = (trainer.test(m, images, verbose=False) for m in (probe, loaded))
+    assert a == b
+    assert {"acc", "acc_head"} <= set(a)
