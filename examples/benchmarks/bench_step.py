@@ -138,7 +138,7 @@ def main() -> None:
         warm_up=3,
     )
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+        accelerator="cpu", max_epochs=1, log_every_n_steps=10, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[turns],
     )  # fmt: skip
     method = MoCoV2(args.encoder, queue_size=args.queue, bn_groups=groups)
