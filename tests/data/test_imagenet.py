@@ -402,7 +402,7 @@ def test_other_classes_in_val(tree):
 def test_fewer_images_than_one_batch(tree):
     root, _ = tree
     with pytest.raises(
-        ValueError, match=r"has 30 images and batch_size=31: lower it, or pass drop"
+        ValueError, match=r"has 30 images for 1 x batch_size=31: lower it, or pass drop"
     ):
         ImageNetDataModule(root, batch_size=31).setup("fit")
     ImageNetDataModule(root, batch_size=31, drop_last=False).setup("fit")
