@@ -72,9 +72,9 @@ def _lines(study: Study, table: Table, results: Results) -> list[Line]:
         values[row.label] |= {f"paper {c}": v for c, v in row.paper.items() if v is not None}
         lines.append(line)
     for column in {c for found in values.values() for c in found}:
-        top = max(found[column] for found in values.values() if column in found)
+        column_values = [found[column] for found in values.values() if column in found]
         for line in lines:
-            if values[line.label].get(column) == top:
+            if len(column_values) > 1 and values[line.label].get(column) == max(column_values):
                 line.best.add(column)
     return lines
 
