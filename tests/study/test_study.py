@@ -1,6 +1,5 @@
 """A whole study of seconds: made, made again, killed, resumed, mixed up, reported."""
 
-import json
 import re
 import signal
 import subprocess
@@ -180,53 +179,69 @@ class Killed(BaseException):
     """As good as a kill: nothing after it runs."""
 
 
-def test_a_cell_killed_in_the_middle_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "kill_at"), [("pretrain", 7), ("linear", 4)])
+def test_a_cell_killed_in_the_middle_goes_on_to_the_same_bits(kind, kill_at, tmp_path, monkeypatch):
+    """Killed in the second epoch; the encoder, the readout's numbers and the curves are the same."""
     from goodtransfer.methods import ExemplarMoCo
     from goodtransfer.study.cells import run_cell
+    from goodtransfer.transfer import LinearProbe
 
-    def run(out, kill_at=None):
+    module = {"pretrain": ExemplarMoCo, "linear": LinearProbe}[kind]
+    real, steps = module.training_step, []
+
+    def killed(self, batch, batch_idx):
+        steps.append(batch_idx)
+        if len(steps) == kill_at:
+            raise Killed
+        return real(self, batch, batch_idx)
+
+    def run(out, *, kill):
         study = Study.open(out, scale="tiny", tables=["3"])
-        cell = next(c for c in study.cells() if c.row.name == "Exemplar-v2")
-        if kill_at is not None:
-            real, steps = ExemplarMoCo.training_step, []
-
-            def step(self, batch, batch_idx):
-                steps.append(batch_idx)
-                if len(steps) == kill_at:
-                    raise Killed
-                return real(self, batch, batch_idx)
-
+        cells = {c.kind: c for c in study.cells() if c.row.name == "Exemplar-v2"}
+        results = Results(study)
+        if kind == "linear":
+            run_cell(study, cells["pretrain"])
+        if kill:
             with monkeypatch.context() as patch:
-                patch.setattr(ExemplarMoCo, "training_step", step)
+                patch.setattr(module, "training_step", killed)
                 with pytest.raises(Killed):
-                    run_cell(study, cell)
-            assert (out / "work" / cell.key / "last.ckpt").is_file()
-            assert not Results(study).done(cell.key)
-        run_cell(study, cell)
-        folder = out / "results" / cell.key
-        rows = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
-        return load_file(folder / "encoder.safetensors"), [r["step"] for r in rows], rows
+                    run_cell(study, cells[kind])
+            assert (out / "work" / cells[kind].key / "last.ckpt").is_file()
+            assert not results.done(cells[kind].key)
+        run_cell(study, cells[kind])
+        key = cells[kind].key
+        encoder = load_file(results.folder(cells["pretrain"].key) / "encoder.safetensors")
+        curve = [(row["step"], row["loss"]) for row in results.curves(key) if "loss" in row]
+        return encoder, curve, results.metrics(key)
 
-    straight, steps, rows = run(tmp_path / "straight")
-    resumed, steps_again, rows_again = run(tmp_path / "killed", kill_at=7)  # in the second epoch
-    assert straight.keys() == resumed.keys()
+    straight, curve, metrics = run(tmp_path / "straight", kill=False)
+    resumed, curve_again, metrics_again = run(tmp_path / "killed", kill=True)
     for name, value in straight.items():
         assert torch.equal(value, resumed[name]), name
-    assert steps == steps_again
-    losses = [[r["loss"] for r in each if "loss" in r] for each in (rows, rows_again)]
-    assert losses[0] == losses[1]
+    assert curve == curve_again
+    assert metrics == metrics_again
+    assert bool(metrics) == (kind == "linear")
 
 
 @pytest.mark.slow
-def test_a_study_killed_for_real_redoes_no_finished_cell(tmp_path):
+@pytest.mark.parametrize(
+    ("blow", "codes"),
+    [(signal.SIGKILL, {-9}), (signal.SIGINT, {130}), (signal.SIGTERM, {143, -15})],
+)
+def test_a_study_stopped_for_real_redoes_no_finished_cell(blow, codes, tmp_path):
+    """SIGTERM between two fits is Python's own end, -15; within one it is Lightning's."""
     out = tmp_path / "s"
     call = [sys.executable, str(Path(__file__).with_name("tiny.py")), str(out)]
-    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(list(out.glob("results/*/metrics.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(blow)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode in codes, said[-2000:]
+    assert "Traceback" not in said
+    if process.returncode > 0:
+        assert "Finished cells are kept" in said
     before = files(out)
     assert before
     done = subprocess.run(call, capture_output=True, text=True, check=False)

@@ -1,7 +1,6 @@
 """A scale of seconds for the study's tests; run as a script, it makes a study to be killed."""
 
 import sys
-from pathlib import Path
 
 from goodtransfer.study.protocol import K1M, K64, SCALES, Linear, Scale
 
@@ -15,7 +14,8 @@ TINY = Scale(
 SCALES["tiny"] = TINY
 
 if __name__ == "__main__":
-    from goodtransfer.study.plan import Study
-    from goodtransfer.study.run import run_study
+    from goodtransfer.cli import main
 
-    run_study(Study.open(Path(sys.argv[1]), scale="tiny", tables=["3"]))
+    raise SystemExit(
+        main(["study", "run", "--scale", "tiny", "--table", "3", "--out", sys.argv[1]])
+    )
