@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from goodtransfer.encoders import Encoder, Normalization
@@ -56,7 +56,7 @@ def save_encoder(
     metadata = {"format": "pt", HEADER: json.dumps(asdict(header))}
     temporary = path.with_name(path.name + ".tmp")
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(contiguous, temporary, metadata=metadata)
+    temporary.write_bytes(save(contiguous, metadata=metadata))  # save_file would bar other users
     os.replace(temporary, path)
     return path
 
