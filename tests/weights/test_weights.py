@@ -148,7 +148,7 @@ def test_saving_replaces_the_file_at_once(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("goodtransfer.weights.files.save_file", fail)
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
     with pytest.raises(OSError, match="disk full"):
         save_encoder(path, build("resnet10w32"), run=2)
     assert read_provenance(path).origin == {"run": 1}
