@@ -79,17 +79,16 @@ def encode_shuffled(
 def bn_groups(batch: int, setting: int | str = "auto") -> int:
     """How many BN groups a batch is split in: the largest divisor of it up to the wanted number.
 
-    A number is taken as wanted. ``"auto"`` wants groups of 32 images, the paper's batch per GPU, and
-    on one device at least two, since with one the key's statistics give it away: where no divisor
-    is small enough it takes the smallest there is, and warns of a prime number of images.
+    ``"auto"`` wants groups of 32 images, the paper's batch per GPU. On one device it is never one
+    group, unless 1 is asked for, since the key's statistics then give it away: where no divisor is
+    small enough it is the smallest there is, with a warning for a prime number of images.
 
-    >>> bn_groups(256), bn_groups(16), bn_groups(35), bn_groups(66, 4)
-    (8, 2, 5, 3)
+    >>> bn_groups(256), bn_groups(16), bn_groups(35), bn_groups(66, 4), bn_groups(35, 2)
+    (8, 2, 5, 3, 5)
     """
-    if isinstance(setting, int):
-        return max(g for g in range(1, max(1, setting) + 1) if batch % g == 0)
-    groups = max(g for g in range(1, max(1, batch // PAPER_BN_BATCH) + 1) if batch % g == 0)
-    if groups > 1 or world_size() > 1:
+    wanted = setting if isinstance(setting, int) else batch // PAPER_BN_BATCH
+    groups = max(g for g in range(1, max(1, wanted) + 1) if batch % g == 0)
+    if groups > 1 or setting == 1 or world_size() > 1:
         return groups
     smallest = next((g for g in range(2, batch // 2 + 1) if batch % g == 0), None)
     if smallest is None:

@@ -80,7 +80,7 @@ def test_covers_the_batch_norms_of_other_libraries(name):
     ("batch", "setting", "groups"),
     [(256, "auto", 8), (64, "auto", 2), (32, "auto", 2), (4, "auto", 2),
      (62, "auto", 2), (63, "auto", 3), (35, "auto", 5), (96, "auto", 3),
-     (66, 4, 3), (64, 1, 1), (12, 100, 12)],
+     (66, 4, 3), (64, 1, 1), (12, 100, 12), (35, 2, 5)],
 )  # fmt: skip
 def test_group_count(batch, setting, groups):
     assert bn_groups(batch, setting) == groups

@@ -18,6 +18,7 @@ class CurveLogger(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
+        path.touch()  # a fit may end before its first row
 
     @property
     def name(self) -> str:
