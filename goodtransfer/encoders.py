@@ -9,7 +9,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ class Normalization(NamedTuple):
     std: tuple[float, ...]
 
 
+Maps = Callable[[Tensor], Tensor]
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -45,6 +46,8 @@ class Encoder(nn.Module, ABC):
 
     mean: Tensor
     std: Tensor
+    mean_of_uint8: Tensor
+    std_of_uint8: Tensor
 
     def __init__(self, name: str, normalization: Normalization | None = IMAGENET) -> None:
         super().__init__()
@@ -68,15 +71,28 @@ class Encoder(nn.Module, ABC):
         self._normalization = normalization
         mean, std = normalization or Normalization((0.0,), (1.0,))
         like = getattr(self, "mean", torch.zeros(1))
-        self.register_buffer("mean", like.new_tensor(mean), persistent=False)
-        self.register_buffer("std", like.new_tensor(std), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, like.new_tensor(values), persistent=False)
+            # uint8 is not divided by 255 first, which would round twice; detectron2 does not, either.
+            pixels = like.new_tensor([255 * value for value in values])
+            self.register_buffer(f"{name}_of_uint8", pixels, persistent=False)
 
-    def forward(self, x: Tensor, stages: Sequence[int] = (5,)) -> dict[int, Tensor]:
-        """Feature maps (N, channels[s], ...) of the ``stages`` asked for; deeper ones do not run."""
+    def normalize(self, x: Tensor) -> Tensor:
+        """Plain RGB (..., 3, H, W), uint8 or float in [0, 1], as the network wants it."""
+        mean, std = self.mean, self.std
         if not x.is_floating_point():
-            x = x.to(self.mean.dtype) / 255
-        if self._normalization is not None:
-            x = (x - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+            x, mean, std = x.to(mean.dtype), self.mean_of_uint8, self.std_of_uint8
+        return (x - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+
+    def forward(
+        self, x: Tensor, stages: Sequence[int] = (5,), *, normalized: bool = False
+    ) -> dict[int, Tensor]:
+        """Feature maps (N, channels[s], ...) of the ``stages`` asked for; deeper ones do not run.
+
+        ``normalized`` input has been through :meth:`normalize`, as padded batches have.
+        """
+        if not normalized:
+            x = self.normalize(x)
         wanted = set(stages)
         if not wanted <= self.strides.keys():
             raise ValueError(
@@ -94,6 +110,28 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def maps(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield (stage, map) from shallow to deep; called with normalised input."""
+
+    def split(self, stage: int = 4) -> tuple[Maps, Maps]:
+        """The trunk, images to a stage's map, and what leads from there to stage 5's.
+
+        For C4 detectors, which run the last stage on regions. Both are this encoder's own modules.
+
+        Raises:
+            ValueError: where what follows the stage is not a plain chain of modules.
+        """
+        modules = self._after(stage) if stage in self.strides else None
+        if not modules:
+            raise ValueError(
+                f"Expected an encoder whose last stage can be run alone on stage {stage}'s map, but "
+                f"that of {self.name} (stages {sorted(self.strides)}) cannot: take a ResNet, or a "
+                "torchvision or timm network that is a chain of modules."
+            )
+        last_stage = nn.Sequential(*modules)
+        return lambda x: self(x, stages=(stage,))[stage], last_stage
+
+    def _after(self, stage: int) -> list[nn.Module] | None:
+        """The modules that lead from the stage's map to stage 5's; None if they cannot be told."""
+        return None
 
     @torch.no_grad()
     def _measure(self, size: int = 64) -> None:
@@ -161,6 +199,11 @@ class ResNet(Encoder):
             x = self.get_submodule(f"layer{stage - 1}")(x)
             yield stage, x
 
+    def _after(self, stage: int) -> list[nn.Module] | None:
+        if stage < 2:  # a pooling follows, which is of no stage
+            return None
+        return [self.get_submodule(f"layer{s - 1}") for s in range(stage + 1, 6)]
+
 
 class SequentialTrunk(Encoder):
     """A torchvision network whose trunk is ``features``: VGG, SqueezeNet, MobileNet, ConvNeXt, ...
@@ -199,6 +242,10 @@ class SequentialTrunk(Encoder):
             if number in self._ends:
                 yield self._ends[number], x
 
+    def _after(self, stage: int) -> list[nn.Module] | None:
+        (end,) = (number for number, ends in self._ends.items() if ends == stage)
+        return list(self.features)[end + 1 :]
+
 
 class TimmTrunk(Encoder):
     """A convolutional timm network; stage 5 is what its classifier pools.
@@ -210,6 +257,7 @@ class TimmTrunk(Encoder):
         super().__init__(name, normalization)
         self.model = model
         self._measure()
+        self._chains: dict[int, list[str]] = {}
 
     @property
     def network(self) -> nn.Module:
@@ -221,6 +269,42 @@ class TimmTrunk(Encoder):
             if info["reduction"] < 32:
                 yield int(math.log2(info["reduction"])), features
         yield 5, final
+
+    def _after(self, stage: int) -> list[nn.Module] | None:
+        if stage not in self._chains:
+            self._chains[stage] = self._find_chain(stage)
+        return [self.model.get_submodule(name) for name in self._chains[stage]]
+
+    @torch.no_grad()
+    def _find_chain(self, stage: int, size: int = 64) -> list[str]:
+        """Names of the modules after the stage, as many as give stage 5's very map; or none.
+
+        timm does not tell what it runs between and after its modules, so a trial does.
+        """
+        infos: Any = self.model.feature_info
+        *_, path = (i["module"] for i in infos if int(math.log2(i["reduction"])) == stage)
+        parts = path.split(".")
+        later: list[str] = []
+        for depth in range(len(parts), 0, -1):  # siblings after it, then its parent's, and so on
+            parent = ".".join(parts[: depth - 1])
+            children = [name for name, _ in self.model.get_submodule(parent).named_children()]
+            after = children[children.index(parts[depth - 1]) + 1 :]
+            later += [f"{parent}.{name}".lstrip(".") for name in after]
+        training = self.training
+        self.eval()
+        try:
+            image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+            maps = dict(self.maps(image.to(self.mean)))
+            x = maps[stage]
+            for count, name in enumerate(later, start=1):
+                x = self.model.get_submodule(name)(x)
+                if x.shape == maps[5].shape and torch.allclose(x, maps[5], atol=1e-5):
+                    return later[:count]
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):
+            pass  # what follows is no chain
+        finally:
+            self.train(training)
+        return []
 
 
 class Pixels(Encoder):

@@ -82,7 +82,7 @@ def test_images_are_normalised_by_the_encoder():
     expected = expected.flatten(1)[..., None, None]
 
     torch.testing.assert_close(encoder(images)[5], expected, rtol=0, atol=1e-6)
-    assert torch.equal(encoder(images)[5], encoder(images / 255)[5])
+    torch.testing.assert_close(encoder(images / 255)[5], expected, rtol=0, atol=1e-6)
 
     encoder.set_normalization(Normalization((0.5, 0.25, 0.0), (0.5, 1.0, 2.0)))
     black = encoder(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))[5].view(3, 16)
@@ -336,3 +336,37 @@ def test_measuring_leaves_the_mode_and_statistics_alone():
     assert all(module.training for module in encoder.modules())
     assert int(theirs.features[0][1].num_batches_tracked) == 0
     assert isinstance(encoder, Encoder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet10w32",
+        "resnet50",
+        "torchvision:mobilenet_v2",
+        "torchvision:vgg11",
+        "torchvision:resnext50_32x4d",
+        "timm:tf_efficientnet_lite0",
+        "timm:resnet18",
+        "timm:convnext_atto",
+        "timm:densenet121",
+    ],
+)
+@torch.no_grad()
+def test_trunk_and_last_stage_make_the_whole(name):
+    encoder = build(name).eval()
+    trunk, last_stage = encoder.split(4)
+    images = torch.rand(2, 3, 96, 96)
+    c4 = trunk(images)
+    assert torch.equal(c4, encoder(images, stages=(4,))[4])
+    torch.testing.assert_close(last_stage(c4), encoder(images)[5])
+    own = {id(p) for p in encoder.parameters()}
+    assert {id(p) for p in last_stage.parameters()} <= own
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("pixels48", 4), ("torchvision:squeezenet1_1", 4), ("resnet18", 1)]
+)
+def test_a_last_stage_that_cannot_be_run_alone_is_a_sentence(name, stage):
+    with pytest.raises(ValueError, match=f"run alone on stage {stage}'s map, but that of {name}"):
+        build(name).split(stage)
