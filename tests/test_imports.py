@@ -16,6 +16,7 @@ LEAVES = {
     "distributed": set(),
     "optim": set(),
     "encoders": set(),
+    "metrics": set(),
 }
 MAY_IMPORT = LEAVES | {
     "views": set(),
@@ -23,7 +24,9 @@ MAY_IMPORT = LEAVES | {
     "callbacks": {"momentum", "distributed"},
     "methods": {"losses", "momentum", "distributed", "optim", "encoders", "weights", "views"},
     "data": {"distributed", "views"},
-    "transfer": {"encoders", "weights", "views", "optim", "callbacks"},
+    "transfer": {
+        "losses", "distributed", "encoders", "weights", "views", "optim", "callbacks", "metrics",
+    },
 }  # fmt: skip
 EVERYTHING = {"study", "cli"}  # may import all, and nothing imports them
 
