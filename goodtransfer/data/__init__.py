@@ -1,4 +1,4 @@
-"""Data modules: batches of plain RGB views, labels and indices; no normalisation here.
+"""Data modules: batches of plain RGB images with labels or objects; no normalisation here.
 
 Loaded when first used: drawing the toy world needs no torch.
 """
@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from goodtransfer.data.imagenet import ImageNetDataModule
     from goodtransfer.data.toy import make_imagefolder
+    from goodtransfer.data.toy_voc import make_voc
+    from goodtransfer.data.voc import VOCDetectionDataModule
 
-_HOME = {"ImageNetDataModule": "imagenet", "make_imagefolder": "toy"}
+_HOME = {
+    "ImageNetDataModule": "imagenet",
+    "VOCDetectionDataModule": "voc",
+    "make_imagefolder": "toy",
+    "make_voc": "toy_voc",
+}
 
-__all__ = ["ImageNetDataModule", "make_imagefolder"]
+__all__ = ["ImageNetDataModule", "VOCDetectionDataModule", "make_imagefolder", "make_voc"]
 
 
 def __getattr__(name: str) -> Any:

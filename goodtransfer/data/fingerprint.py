@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,3 +42,63 @@ def fingerprint(root: Path) -> Fingerprint:
             if split == "train":
                 classes, images = classes + 1, images + len(files)
     return Fingerprint(digest.hexdigest()[:16], classes, images)
+
+
+class VOCFingerprint(NamedTuple):
+    """Attributes: ``digest``, sixteen hex digits; ``images``, how many each split lists."""
+
+    digest: str
+    images: tuple[int, ...]
+
+
+def voc_fingerprint(root: Path, splits: Sequence[str]) -> VOCFingerprint:
+    """Hash of each split's list, such as ``2007/test``, and of its annotation files' sizes.
+
+    Raises:
+        FileNotFoundError: for a split, or an annotation of one, that is not there.
+    """
+    digest, images = hashlib.sha256(), []
+    for split in splits:
+        year, names = voc_list(root, split)
+        sizes = []
+        for name in names:
+            path = year / "Annotations" / f"{name}.xml"
+            try:
+                sizes.append(path.stat().st_size)
+            except FileNotFoundError:
+                raise FileNotFoundError(
+                    f"Expected an annotation at {path}, because the split {split} lists it: add "
+                    "the file, or take the line from the list."
+                ) from None
+        digest.update(repr((split, names, sizes)).encode())
+        images.append(len(names))
+    return VOCFingerprint(digest.hexdigest()[:16], tuple(images))
+
+
+def voc_list(root: Path, split: str) -> tuple[Path, list[str]]:
+    """The folder of a split's year, and the names of its images; ``root`` as VOC's data module.
+
+    Raises:
+        FileNotFoundError: for a split that is not there, with the tree and the splits that are.
+        ValueError: for a list without names.
+    """
+    devkit = root / "VOCdevkit" if (root / "VOCdevkit").is_dir() else root
+    year, _, name = split.partition("/")
+    path = devkit / f"VOC{year}" / "ImageSets" / "Main" / f"{name}.txt"
+    if not path.is_file():
+        lists = sorted(devkit.glob("VOC*/ImageSets/Main/*.txt"))
+        # VOC has lists of single classes as well, such as cat_train.txt.
+        lists = [p for p in lists if "_" not in p.stem] or lists[:9]
+        there = [f"{p.parents[2].name[3:]}/{p.stem}" for p in lists]
+        raise FileNotFoundError(
+            f"Expected the images of the split {split!r} to be listed in {path}, but there is no "
+            f"such file; splits found: {', '.join(there) or 'none'}.\nThe expected tree is:\n"
+            f"  {root}/VOCdevkit/VOC2007/JPEGImages/000001.jpg\n"
+            f"  {root}/VOCdevkit/VOC2007/Annotations/000001.xml\n"
+            f"  {root}/VOCdevkit/VOC2007/ImageSets/Main/trainval.txt   (one image name a line)"
+        )
+    # The lists of single classes have a second column.
+    names = [line.split()[0] for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"Expected names of images in {path}, one a line, but it is empty.")
+    return path.parents[2], names

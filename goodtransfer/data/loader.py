@@ -1,6 +1,7 @@
 """A loader whose order is a function of (seed, epoch), and which resumes within an epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -42,9 +43,44 @@ class EpochSampler(DistributedSampler[Any]):
         else:
             order = list(range(self.count))
         ranks, total = world_size(), len(self) * world_size()
-        mine = [order[i % self.count] for i in range(rank(), total, ranks)][self.skip :]
-        self.skip = 0
+        mine = self.arrange([order[i % self.count] for i in range(rank(), total, ranks)])
+        mine, self.skip = mine[self.skip :], 0
         return ((self.epoch, number) for number in mine)
+
+    def arrange(self, mine: list[int]) -> list[int]:
+        """This rank's images of an epoch in the order they are read; a subclass may change it."""
+        return mine
+
+
+class GroupedSampler(EpochSampler):
+    """An :class:`EpochSampler` whose batches hold images of one group, such as wide ones.
+
+    As in detectron2, each group collects this rank's images in their order, and is read when it
+    fills a batch. What is left of all groups comes last, in mixed batches, so that an epoch still
+    reads every image.
+
+    Args:
+        groups: the group of each image.
+        batch_size: images per batch, as the loader cuts them.
+        arguments: of :class:`EpochSampler`.
+    """
+
+    def __init__(self, groups: Sequence[int], *, batch_size: int, **arguments: Any) -> None:
+        super().__init__(len(groups), **arguments)
+        self.groups, self.batch_size = groups, batch_size
+
+    def arrange(self, mine: list[int]) -> list[int]:
+        waiting: dict[int, list[int]] = {}
+        places: list[int] = []
+        for place, number in enumerate(mine):
+            group = waiting.setdefault(self.groups[number], [])
+            group.append(place)
+            if len(group) == self.batch_size:
+                places += group
+                group.clear()
+        # In their order, not by group: `drop_last` would always drop the same group's.
+        places += sorted(chain.from_iterable(waiting.values()))
+        return [mine[place] for place in places]
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -9,14 +9,15 @@ five shapes filled with one of four textures. Nothing simpler than that may tell
   and every class has the same mean image.
 
 An image is drawn from a `Scene`, the full description of what is in it, in units of the image's
-side. Boxes, masks, landmarks and other layouts are to be written from the same description.
+side. Boxes, masks, landmarks and other layouts are written from the same description: see
+`toy_voc` for images of several objects.
 """
 
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,6 +169,11 @@ def scene(seed: int, split: str, index: int) -> Scene:
     'disc-dots'
     """
     random = np.random.default_rng([seed, SPLITS.index(split), index])
+    return invent(random, index % len(CLASSES))
+
+
+def invent(random: np.random.Generator, label: int) -> Scene:
+    """An object of the class, as the generator has it."""
 
     def between(low: float, high: float) -> float:
         return float(random.uniform(low, high))
@@ -178,7 +184,7 @@ def scene(seed: int, split: str, index: int) -> Scene:
 
     background, contrast = between(*BACKGROUND), between(*CONTRAST)
     return Scene(
-        label=index % len(CLASSES),
+        label=label,
         centre=(0.5 + between(-SHIFT, SHIFT), 0.5 + between(-SHIFT, SHIFT)),
         radius=between(*RADIUS),
         angle=between(-TURN, TURN),
@@ -209,16 +215,25 @@ def mask(what: Scene, size: int) -> Array:
 
 def draw(what: Scene, size: int) -> NDArray[np.uint8]:
     """Paint the scene (size x size x RGB), edges smoothed over one pixel."""
+    return as_bytes(paint(what, mask(what, size), np.array(what.background, dtype=np.float32)))
+
+
+def paint(what: Scene, covered: Array, behind: Array) -> Array:
+    """The object over what is behind it, where its mask covers that; colours in 0..1."""
+    size = len(covered)
     x, y = _own_frame(what, size)
     period = np.float32(what.period)
     u, v = x / period + np.float32(what.phase[0]), y / period + np.float32(what.phase[1])
     border = TEXTURES[what.texture](u, v) * period
     lit = np.clip(np.float32(0.5) - border * np.float32(size), 0, 1)[..., None]
-    dark, light, background = (
-        np.array(colour, dtype=np.float32) for colour in (what.dark, what.light, what.background)
-    )
+    dark, light = (np.array(colour, dtype=np.float32) for colour in (what.dark, what.light))
     fill = dark + lit * (light - dark)
-    pixels = background + mask(what, size)[..., None] * (fill - background)
+    painted: Array = behind + covered[..., None] * (fill - behind)
+    return painted
+
+
+def as_bytes(pixels: Array) -> NDArray[np.uint8]:
+    """Colours in 0..1 as an image has them."""
     rounded: NDArray[np.uint8] = (pixels * 255 + 0.5).astype(np.uint8)
     return rounded
 
@@ -244,34 +259,19 @@ def make_imagefolder(
     Raises:
         ValueError: for a split that leaves classes empty, or where ``root`` holds something else.
     """
-    root = Path(root)
     if min(train, val) < len(CLASSES):
         raise ValueError(
             f"Expected at least {len(CLASSES)} images in each split, one per class, but found "
             f"train={train} and val={val}: ask for more images."
         )
-    if size < 16 or seed < 0:
-        raise ValueError(
-            f"Expected a size of at least 16 pixels and a seed of at least 0, but found "
-            f"size={size} and seed={seed}: change them."
-        )
-    wanted = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
-    if _is_there(root, wanted):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{root.name}-", dir=root.parent, ignore_cleanup_errors=True
-    ) as aside:
-        world = Path(aside) / "world"  # below, because a temporary folder itself is private
+    check(size, seed)
+
+    def write(world: Path) -> None:
         for split, count in (("train", train), ("val", val)):
             _write_split(world / split, split, count, size, seed)
-        (world / MARKER).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-        try:
-            os.replace(world, root)
-        except OSError:
-            if not _is_there(root, wanted):  # else another process has been faster
-                raise
-    return root
+
+    wanted = {"version": VERSION, "train": train, "val": val, "size": size, "seed": seed}
+    return write_once(root, wanted, write)
 
 
 def _write_split(folder: Path, split: str, count: int, size: int, seed: int) -> None:
@@ -283,7 +283,50 @@ def _write_split(folder: Path, split: str, count: int, size: int, seed: int) -> 
         Image.fromarray(draw(what, size)).save(path, quality=JPEG_QUALITY)
 
 
-def _is_there(root: Path, wanted: dict[str, int]) -> bool:
+# --- Any layout of the world
+
+
+def check(size: int, seed: int, at_least: int = 16) -> None:
+    """Refuse a size or seed that nothing can be drawn with."""
+    if size < at_least or seed < 0:
+        raise ValueError(
+            f"Expected a size of at least {at_least} pixels and a seed of at least 0, but found "
+            f"size={size} and seed={seed}: change them."
+        )
+
+
+def write_once(
+    root: str | Path, wanted: Mapping[str, object], write: Callable[[Path], None]
+) -> Path:
+    """Have the folder written, unless it is there; it appears whole or not at all.
+
+    Args:
+        root: the folder.
+        wanted: what tells this world from others, kept in the folder.
+        write: is given an absent folder to write into, which is then renamed.
+
+    Raises:
+        ValueError: where ``root`` holds something else.
+    """
+    root = Path(root)
+    if _is_there(root, wanted):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{root.name}-", dir=root.parent, ignore_cleanup_errors=True
+    ) as aside:
+        world = Path(aside) / "world"  # below, because a temporary folder itself is private
+        write(world)
+        (world / MARKER).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+        try:
+            os.replace(world, root)
+        except OSError:
+            if not _is_there(root, wanted):  # else another process has been faster
+                raise
+    return root
+
+
+def _is_there(root: Path, wanted: Mapping[str, object]) -> bool:
     """Whether ``root`` holds the wanted world; an absent or empty folder is free to be written."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False

@@ -15,7 +15,7 @@ from torch.utils.data import DistributedSampler
 
 from goodtransfer.data import ImageNetDataModule, loader
 from goodtransfer.data.folder import ImageDataset, collate
-from goodtransfer.data.loader import EpochSampler, ResumableLoader
+from goodtransfer.data.loader import EpochSampler, GroupedSampler, ResumableLoader
 from goodtransfer.views import recipe
 
 
@@ -27,13 +27,13 @@ def numbers(sampler, epoch=0):
     return [number for _, number in addresses]
 
 
-def on_ranks(monkeypatch, ranks, epoch=0, **arguments):
+def on_ranks(monkeypatch, ranks, epoch=0, kind=EpochSampler, **arguments):
     """What each of ``ranks`` ranks reads in an epoch."""
     monkeypatch.setattr(loader, "world_size", lambda: ranks)
     dealt = []
     for rank in range(ranks):
         monkeypatch.setattr(loader, "rank", lambda rank=rank: rank)
-        dealt.append(numbers(EpochSampler(**arguments), epoch))
+        dealt.append(numbers(kind(**arguments), epoch))
     return dealt
 
 
@@ -88,6 +88,47 @@ def test_rank_is_read_when_the_epoch_starts(monkeypatch):
     monkeypatch.setattr(loader, "world_size", lambda: 2)
     monkeypatch.setattr(loader, "rank", lambda: 1)
     assert numbers(sampler) == [1, 3, 5, 7, 9]
+
+
+GROUPS = [int(number % 5 < 2) for number in range(83)]
+
+
+def batches_of(order, size):
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_grouped_batches_hold_one_group(monkeypatch, ranks, size, drop_last):
+    """But for the last ones, of what is left of both; each rank reads what it did ungrouped."""
+    arguments = {"shuffle": True, "seed": 2, "drop_last": drop_last}
+    orders = set()
+    for epoch in range(3):
+        plain = on_ranks(monkeypatch, ranks, epoch, count=len(GROUPS), **arguments)
+        dealt = on_ranks(
+            monkeypatch, ranks, epoch, GroupedSampler, groups=GROUPS, batch_size=size, **arguments
+        )
+        for own, before in zip(dealt, plain, strict=True):
+            assert Counter(own) == Counter(before)
+            kinds = [{GROUPS[n] for n in batch} for batch in batches_of(own, size)]
+            mixed = [i for i, kind in enumerate(kinds) if len(kind) > 1]
+            left = sum(Counter(GROUPS[n] for n in own)[g] % size for g in (0, 1))
+            assert all(i * size >= len(own) - left for i in mixed)
+            assert left <= 2 * (size - 1)
+        every = Counter(chain(*dealt))
+        assert set(every) == set(range(len(GROUPS))) or drop_last
+        assert max(every.values()) == 1 or not drop_last
+        orders.add(tuple(chain(*dealt)))
+    assert len(orders) == 3
+
+
+def test_groups_are_read_as_they_fill_a_batch():
+    """The leftovers keep their order, so that dropping the last ones spares no group."""
+    sampler = GroupedSampler([0, 1, 1, 0, 1, 0, 0, 1], batch_size=2, shuffle=False, drop_last=True)
+    assert numbers(sampler) == [1, 2, 0, 3, 5, 6, 4, 7]
+    sampler = GroupedSampler([0, 1, 2, 0, 0, 1], batch_size=3, shuffle=False, drop_last=True)
+    assert numbers(sampler) == [0, 3, 4, 1, 2, 5]
 
 
 COUNT, BATCH = 22, 4  # five batches an epoch, and two images dropped

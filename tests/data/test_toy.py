@@ -1,13 +1,17 @@
 import dataclasses
 import hashlib
 import json
+import subprocess
+import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from goodtransfer.data import toy
+from goodtransfer.data import VOCDetectionDataModule, make_voc, toy, toy_voc
 from goodtransfer.data.toy import CLASSES, draw, make_imagefolder, mask, scene
+from goodtransfer.data.toy_voc import picture
 
 
 def digests(root, split="train"):
@@ -137,6 +141,13 @@ def test_impossible_worlds_are_refused(tmp_path, arguments, text):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_these_are_the_pictures_of_version_1():
+    """Other pixels need another VERSION, so that folders of the older world are refused."""
+    sums = [int(draw(scene(0, "train", index), 32).sum()) for index in (0, 5, 10, 15, 39)]
+    assert sums == pytest.approx([406583, 425087, 393759, 425944, 376161], abs=20)  # of rounding
+    assert toy.VERSION == 1
+
+
 def test_shapes_cover_the_same_area_at_any_size():
     for index in range(0, 100, 4):
         what = dataclasses.replace(scene(0, "train", index), radius=0.2)  # no tip leaves the image
@@ -232,3 +243,155 @@ def test_colour_check_has_power(pictures):
     }
     found = least_squares_accuracy(tinted["train"], tinted["val"])
     assert found > CHANCE + 3 * STANDARD_ERROR
+
+
+# --- As PASCAL VOC
+
+VOC = {"train": 40, "test": 30, "size": 64}
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    return make_voc(tmp_path_factory.mktemp("toy") / "voc", **VOC)
+
+
+def tight(covered):
+    """Box around the pixels covered by half, as VOC counts: from 1, the last one included."""
+    columns, rows = (np.flatnonzero((covered >= 0.5).any(axis)) for axis in (0, 1))
+    return [columns[0] + 1, rows[0] + 1, columns[-1] + 1, rows[-1] + 1]
+
+
+def test_voc_annotations_agree_with_the_masks(voc):
+    """Parsed here, and drawn again from the scenes."""
+    year = voc / "VOCdevkit" / "VOC2007"
+    for split, count, first in (("trainval", 40, 1), ("test", 30, 500_001)):
+        names = (year / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+        assert names == [f"{first + index:06d}" for index in range(count)]
+        for index, name in enumerate(names):
+            root = ElementTree.parse(year / "Annotations" / f"{name}.xml").getroot()
+            assert root.findtext("filename") == f"{name}.jpg"
+            assert [root.findtext(f"size/{key}") for key in ("width", "height")] == ["64", "64"]
+            things = picture(0, split, index).objects
+            for entry, what in zip(root.findall("object"), things, strict=True):
+                covered = mask(what, 64)
+                assert [int(side.text) for side in entry.find("bndbox")] == tight(covered)
+                assert entry.findtext("name") == what.class_name
+                share = covered.sum() / (np.pi * (what.radius * 64) ** 2)
+                hard = share < 0.5 or what.radius < 0.1
+                assert entry.findtext("difficult") == str(int(hard))
+                assert entry.findtext("truncated") == str(int(share < 0.95))
+
+
+def test_voc_pictures_are_varied():
+    pictures = [picture(0, "trainval", index) for index in range(200)]
+    assert {len(what.objects) for what in pictures} == {1, 2, 3}
+    assert [what.objects[0].label for what in pictures] == [index % 20 for index in range(200)]
+    drawn = [toy_voc.draw(what, 64) for what in pictures]
+    every = [annotation for _, annotations in drawn for annotation in annotations]
+    assert {annotation.name for annotation in every} == set(CLASSES)
+    assert 0.05 < np.mean([annotation.difficult for annotation in every]) < 0.25
+    assert {(a.truncated, a.difficult) for a in every} == {(t, d) for t in (0, 1) for d in (0, 1)}
+    assert not any(annotations[0].difficult for _, annotations in drawn)
+    assert len({pixels.tobytes() for pixels, _ in drawn}) == 200
+    tests = {toy_voc.draw(picture(0, "test", i), 64)[0].tobytes() for i in range(200)}
+    assert not tests & {pixels.tobytes() for pixels, _ in drawn}
+
+
+def test_voc_objects_do_not_overlap():
+    for index in range(60):
+        masks = [mask(what, 128) for what in picture(1, "test", index).objects]
+        assert (np.sum([covered > 0 for covered in masks], axis=0) <= 1).all()
+
+
+def test_voc_pictures_show_their_objects(voc):
+    """Where an object is, and nowhere else, pixels differ from the background."""
+    for index in range(10):
+        what = picture(0, "trainval", index)
+        pixels, _ = toy_voc.draw(what, 64)
+        masks = np.max([mask(thing, 64) for thing in what.objects], axis=0)
+        away = np.abs(pixels / 255 - what.objects[0].background).max(-1)
+        assert away[masks == 0].max() < 0.01
+        assert away[masks == 1].mean() > 0.2
+        path = voc / "VOCdevkit" / "VOC2007" / "JPEGImages" / f"{index + 1:06d}.jpg"
+        with Image.open(path) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (64, 64))
+            written = np.asarray(image, dtype=float)
+        coarse = (written - pixels).reshape(16, 4, 16, 4, 3).mean((1, 3))
+        assert np.abs(coarse).max() < 12  # small objects are of fine texture
+
+
+def test_voc_goes_through_the_data_module(voc):
+    data = VOCDetectionDataModule(voc, class_names=CLASSES, loader={"flip": 0})
+    data.setup("fit")
+    assert (data.num_images, data.num_classes) == (40, 20)
+    for loader, split, count in (
+        (data.train_dataloader(), "trainval", 40),
+        (data.test_dataloader(), "test", 30),
+    ):
+        seen = set()
+        for images, targets in loader:
+            for image, target in zip(images, targets, strict=True):
+                number = target["image_id"]
+                seen.add(number)
+                what = picture(0, split, number)
+                assert image.shape == (3, 64, 64)
+                assert target["labels"].tolist() == [thing.label for thing in what.objects]
+                boxes = [tight(mask(thing, 64)) for thing in what.objects]
+                assert (target["boxes"].numpy() == np.array(boxes) - [1, 1, 0, 0]).all()
+        assert seen == set(range(count))
+    flags = [flag for record in data.records("train") for flag in record.difficult]
+    assert 0 < sum(flags) < len(flags) / 2
+
+
+def test_voc_is_the_same_elsewhere_and_begins_longer_splits(voc, tmp_path):
+    longer = make_voc(tmp_path / "longer", train=45, test=31, size=64)
+    other = make_voc(tmp_path / "other", **VOC, seed=1)
+    for folder in ("JPEGImages", "Annotations"):
+        for path in (voc / "VOCdevkit" / "VOC2007" / folder).iterdir():
+            same = path.relative_to(voc)
+            assert (longer / same).read_bytes() == path.read_bytes()
+            assert (other / same).read_bytes() != path.read_bytes()
+
+
+def test_voc_is_drawn_once(voc, monkeypatch):
+    monkeypatch.setattr(toy_voc, "draw", None)  # would raise if it were called
+    assert make_voc(voc, **VOC) == voc
+    with pytest.raises(ValueError, match=r"'train': 41.*but found the toy world.*'train': 40"):
+        make_voc(voc, **VOC | {"train": 41})
+    with pytest.raises(ValueError, match=r"but found the toy world .*'layout': 'VOCdevkit'"):
+        make_imagefolder(voc)
+
+
+def test_an_interrupted_voc_leaves_nothing_behind(tmp_path, monkeypatch):
+    def interrupted(what, size, real=toy_voc.draw):
+        if what.objects[0].label == 7:
+            raise KeyboardInterrupt
+        return real(what, size)
+
+    monkeypatch.setattr(toy_voc, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_voc(tmp_path / "voc", **VOC)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"train": 0}, "Expected 1 to 499999 images in each split.*train=0"),
+        ({"test": 500_000}, "test=500000"),
+        ({"size": 31}, "at least 32 pixels.*size=31"),
+        ({"seed": -1}, "seed of at least 0.*seed=-1"),
+    ],
+)
+def test_impossible_voc_worlds_are_refused(tmp_path, arguments, text):
+    with pytest.raises(ValueError, match=text):
+        make_voc(tmp_path / "voc", **VOC | arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drawing_needs_no_torch():
+    code = (
+        "import sys; from goodtransfer.data import make_imagefolder, make_voc; "
+        "from goodtransfer.data.fingerprint import voc_fingerprint; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
