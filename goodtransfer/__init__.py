@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from goodtransfer.callbacks import OnlineKNN, OnlineProbe
-    from goodtransfer.data import ImageNetDataModule
+    from goodtransfer.data import ImageNetDataModule, VOCDetectionDataModule
     from goodtransfer.losses import info_nce
     from goodtransfer.methods import ExemplarMoCo, MoCoV1, MoCoV2, SupervisedCE
+    from goodtransfer.metrics import VOCDetectionAP
     from goodtransfer.momentum import KeyQueue
-    from goodtransfer.transfer import LinearProbe
+    from goodtransfer.transfer import Detection, LinearProbe
     from goodtransfer.weights import load_encoder, save_encoder
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Detection": "transfer",
     "ExemplarMoCo": "methods",
     "ImageNetDataModule": "data",
     "KeyQueue": "momentum",
@@ -30,6 +32,8 @@ _HOME = {
     "OnlineKNN": "callbacks",
     "OnlineProbe": "callbacks",
     "SupervisedCE": "methods",
+    "VOCDetectionAP": "metrics",
+    "VOCDetectionDataModule": "data",
     "info_nce": "losses",
     "load_encoder": "weights",
     "save_encoder": "weights",
@@ -41,7 +45,10 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "MoCoV2",
     "ExemplarMoCo",
     "ImageNetDataModule",
+    "VOCDetectionDataModule",
     "LinearProbe",
+    "Detection",
+    "VOCDetectionAP",
     "OnlineProbe",
     "OnlineKNN",
     "info_nce",

@@ -1,8 +1,8 @@
-"""Optimizer and schedules of the pretrainings, as the official code has them: per epoch."""
+"""Optimizers and schedules: per epoch for pretraining, per iteration for detection."""
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -26,6 +26,33 @@ def cosine(epoch: int, epochs: int) -> float:
 def step(epoch: int, epochs: int, milestones: Iterable[float] = STEP_MILESTONES) -> float:
     """A tenth more after each milestone, given as a share of all epochs."""
     return float(0.1 ** sum(epoch >= round(share * epochs) for share in milestones))
+
+
+def warmup_step(
+    iteration: int, milestones: Iterable[int], warmup: int, warmup_factor: float = 1e-3
+) -> float:
+    """Factor on the learning rate in ``iteration`` (from 0): linear warm-up, tenths at milestones.
+
+    Source: detectron2@02b5c4e2, ``WarmupMultiStepLR``, with the factor of its defaults.
+    """
+    alpha = min(1.0, iteration / max(1, warmup))
+    return (warmup_factor * (1 - alpha) + alpha) * 0.1 ** sum(iteration >= m for m in milestones)
+
+
+def without_norm_decay(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: weights and biases decay, those of norm layers do not.
+
+    Source: detectron2@02b5c4e2, ``get_default_optimizer_params`` with WEIGHT_DECAY_NORM 0.
+    """
+    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+    of_norms = {
+        id(p) for m in module.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)
+    }
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if id(p) not in of_norms], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) in of_norms], "weight_decay": 0.0},
+    ]
 
 
 SCHEDULES = {"cosine": cosine, "step": step}

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from goodtransfer.study.plan import Study
 from goodtransfer.study.protocol import SCALES
@@ -13,6 +14,7 @@ from goodtransfer.study.tables import TABLES
 EXAMPLES = """examples:
   goodtransfer study run --scale smoke --out smoke            minutes on two cores, no download
   goodtransfer study run --scale small --data ROOT --out own  your images: ROOT/{train,val}/CLASS/*.jpg
+  goodtransfer study run --scale paper --data /imagenet --voc /voc --out paper
   goodtransfer study run --scale paper --data /imagenet --table 10 --out t10
   goodtransfer study list --out smoke                         cells, their keys, what is done
   goodtransfer study cell KEY --out smoke                     one cell, as an engine would run it
@@ -34,9 +36,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> Study:
-    given = {n: getattr(arguments, n, None) for n in ("scale", "data", "tables", "seeds")}
-    if given["data"] is not None:
-        given["data"] = str(given["data"].resolve())
+    names = ("scale", "data", "voc", "voc_splits", "tables", "seeds")
+    given: dict[str, Any] = {name: getattr(arguments, name, None) for name in names}
+    for name in ("data", "voc"):
+        if given[name] is not None:
+            given[name] = str(given[name].resolve())
     return Study.open(arguments.out, **given)
 
 
@@ -99,6 +103,14 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "--data", type=Path, help="folder with train/CLASS/ and val/CLASS/ images"
         )
+        verb.add_argument(
+            "--voc", type=Path,
+            help="folder that holds VOCdevkit, for the VOC07 columns (scale smoke draws its own)",
+        )  # fmt: skip
+        verb.add_argument(
+            "--voc-splits", nargs=2, metavar=("TRAIN", "TEST"),
+            help="of VOCdevkit (default: 2007/trainval 2007/test)",
+        )  # fmt: skip
         verb.add_argument(
             "--table", dest="tables", nargs="+", choices=list(TABLES), metavar="TABLE",
             help=f"{', '.join(TABLES)} (default: all but 10; at scale paper 3 and supervised)",

@@ -21,12 +21,20 @@ from torchvision.utils import save_image
 import goodtransfer
 from goodtransfer import methods, views
 from goodtransfer.callbacks import OnlineProbe
-from goodtransfer.data import ImageNetDataModule, make_imagefolder
+from goodtransfer.data import (
+    ImageNetDataModule,
+    VOCDetectionDataModule,
+    make_imagefolder,
+    make_voc,
+    toy,
+)
+from goodtransfer.data.voc import VOC_CLASSES
 from goodtransfer.encoders import build
+from goodtransfer.study.detections import KeepDetections, write_detections
 from goodtransfer.study.logger import CellBar, CurveLogger
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.results import Results
-from goodtransfer.transfer import LinearProbe
+from goodtransfer.transfer import Detection, LinearProbe
 from goodtransfer.weights import load_encoder, load_head, save_encoder
 
 
@@ -126,9 +134,38 @@ def _linear(study: Study, cell: Cell, results: Results, finished: Path) -> dict[
     return _plain(trainer.test(probe, data, verbose=False)[0])
 
 
+def _voc07(study: Study, cell: Cell, results: Results, finished: Path) -> dict[str, float]:
+    protocol, encoder = study.scale.voc07, results.folder(cell.needs[0]) / "encoder.safetensors"
+    assert study.voc_root is not None  # else there is no such cell
+    drawn = study.voc is None
+    if drawn:
+        make_voc(study.voc_root, **(study.scale.toy_voc or {}))
+    train, test = study.voc_splits
+    data = VOCDetectionDataModule(
+        study.voc_root,
+        train=train,
+        test=test,
+        class_names=toy.CLASSES if drawn else VOC_CLASSES,
+        batch_size=protocol.batch // protocol.accumulate,
+        seed=cell.seed,
+        num_workers=_workers(),
+    )
+    task = Detection(load_encoder(encoder), seed=cell.seed, **protocol.arguments())
+    work, kept = results.work(cell), KeepDetections()
+    trainer = _trainer(
+        cell, work, -1, callbacks=[kept], accumulate_grad_batches=protocol.accumulate
+    )
+    trainer.fit(task, data, ckpt_path=_checkpoint(work))
+    metrics = _plain(trainer.test(task, data, verbose=False)[0])
+    shutil.copy(work / "curves.jsonl", finished)
+    write_detections(finished, kept.found, task.ap, data)
+    return metrics
+
+
 _KINDS: dict[str, Callable[[Study, Cell, Results, Path], dict[str, float]]] = {
     "pretrain": _pretrain,
     "linear": _linear,
+    "voc07": _voc07,
 }
 
 

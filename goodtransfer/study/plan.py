@@ -9,15 +9,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from goodtransfer.data import toy
-from goodtransfer.data.fingerprint import Fingerprint, fingerprint
-from goodtransfer.study.protocol import SCALES, Linear, Pretraining, Scale, deviations
+from goodtransfer.data import toy, toy_voc
+from goodtransfer.data.fingerprint import Fingerprint, VOCFingerprint, fingerprint, voc_fingerprint
+from goodtransfer.study.protocol import SCALES, VOC07, Linear, Pretraining, Scale, deviations
 from goodtransfer.study.tables import TABLES, Row, Table
 
 IMAGENET = "1,281,167 images of 1,000 classes"
+VOC2007 = ("2007/trainval", "2007/test")
 
 # Raise by hand when a change of the code changes results: it is part of every key.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+
+# Which column each kind of transfer measures.
+TASKS = {"acc": "linear", "voc07_AP": "voc07"}
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,9 @@ class Cell:
 
     Attributes:
         key: hash of everything below that decides the result.
-        kind: ``"pretrain"`` or ``"linear"``.
+        kind: ``"pretrain"``, ``"linear"`` or ``"voc07"``.
         row: the pretraining at the study's scale.
-        fidelity: how it deviates from the paper.
+        fidelity: how it deviates from the paper, by itself.
         seed: of initialisation, order and views.
         needs: keys of the cells that come before.
     """
@@ -56,6 +60,8 @@ class Study:
         out: holds ``study.json``, ``results/<key>/``, ``work/<key>/`` and ``report.html``.
         scale: one for the whole folder.
         data: root of an ImageNet-like folder; None for the scale's toy world.
+        voc: root of a VOCdevkit; None for the scale's toy world, or for no detection.
+        voc_splits: of it, to train and to test on.
         tables: names among ``TABLES``.
         seeds: how many runs of every row.
     """
@@ -63,6 +69,8 @@ class Study:
     out: Path
     scale: Scale
     data: Path | None = None
+    voc: Path | None = None
+    voc_splits: tuple[str, str] = VOC2007
     tables: tuple[str, ...] = ("3", "supervised")
     seeds: int = 1
 
@@ -82,7 +90,7 @@ class Study:
                 f"Expected a study in {out} (study.json), but there is none: begin one with "
                 f"`goodtransfer study run --scale smoke --out {out}`."
             )
-        for name in ("scale", "data"):
+        for name in ("scale", "data", "voc", "voc_splits"):
             if name in given and name in known and given[name] != known[name]:
                 raise ValueError(
                     f"Expected one {name} in a study, but {out} has {known[name]!r} and "
@@ -105,7 +113,8 @@ class Study:
         tables, seeds = tuple(settings.get("tables") or scale.tables), settings.get("seeds", 1)
         if seeds < 1:
             raise ValueError(f"Expected at least one seed, but got {seeds}.")
-        return cls(out, scale, data and Path(data), tables, seeds)
+        voc, splits = settings.get("voc"), tuple(settings.get("voc_splits", VOC2007))
+        return cls(out, scale, data and Path(data), voc and Path(voc), splits, tables, seeds)
 
     def save(self) -> None:
         """Write ``study.json``, so that `study cell`, `list` and `report` know the rest."""
@@ -113,6 +122,8 @@ class Study:
         settings = {"scale": self.scale.name, "tables": self.tables, "seeds": self.seeds}
         if self.data is not None:
             settings["data"] = str(self.data)
+        if self.voc is not None:
+            settings |= {"voc": str(self.voc), "voc_splits": self.voc_splits}
         temporary = self.out / "study.json.tmp"
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
         os.replace(temporary, self.out / "study.json")
@@ -130,6 +141,23 @@ class Study:
         size = f"{found.images:,} images of {found.classes:,} classes"
         return found.digest, "ImageNet" if size == IMAGENET else f"{self.data.name}, {size}"
 
+    @property
+    def voc_root(self) -> Path | None:
+        """Where the detection images are, or will be; None where there is no detection."""
+        return self.out / "toy_voc" if self.voc is None and self.scale.toy_voc else self.voc
+
+    def _voc(self) -> tuple[Any, str]:
+        """As :meth:`_data`, of the detection images."""
+        if self.voc is None:
+            version = (toy.VERSION, toy_voc.VERSION)
+            return {"toy": version, **(self.scale.toy_voc or {})}, "toy world"
+        found = _voc_fingerprint(self.voc, self.voc_splits)
+        train, test = (
+            f"{count:,} of {name}"
+            for count, name in zip(found.images, self.voc_splits, strict=True)
+        )
+        return found.digest, f"{train}, {test}"
+
     def rows(self) -> Iterator[tuple[Table, Row]]:
         """Table by table, top to bottom."""
         for name in self.tables:
@@ -139,30 +167,35 @@ class Study:
     def cells(self) -> list[Cell]:
         """Every run once, each after what it needs."""
         found: dict[str, Cell] = {}
-        for _, row in self.rows():
+        for table, row in self.rows():
             for seed in range(self.seeds):
-                for cell in self.cells_of(row.pretraining, seed):
+                for cell in self.cells_of(table, row, seed).values():
                     found.setdefault(cell.key, cell)
         return list(found.values())
 
-    def cells_of(self, pretraining: Pretraining, seed: int) -> tuple[Cell, Cell]:
-        """A row's pretraining and its readout."""
-        row = self.scale.apply(pretraining)
-        paper, ours = pretraining.values(), row.values()
-        if row.method != "none":  # run.py makes a cell on one device; BN there is in groups
+    def cells_of(self, table: Table, row: Row, seed: int) -> dict[str, Cell]:
+        """By kind: a row's pretraining, and the transfers that the table's columns want."""
+        run = self.scale.apply(row.pretraining)
+        paper, ours = row.pretraining.values(), run.values()
+        if run.method != "none":  # run.py makes a cell on one device; BN there is in groups
             paper, ours = paper | {"devices": 8}, ours | {"devices": 1}
-        fidelity = deviations(paper | {"data": "ImageNet"}, ours | {"data": self._data()[1]})
-        first = self._cell("pretrain", row, fidelity, seed, row.values())
-        readout = asdict(self.scale.linear)
-        paper_readout = deviations(asdict(Linear()), readout)
-        fidelity = "; ".join(
-            part if label == "" else f"{label}: {part}"
-            for label, part in (("", fidelity), ("readout", paper_readout))
-            if part != "as in the paper"
-        )
-        content = {"encoder": first.key, **readout}
-        needs = (first.key,)
-        return first, self._cell("linear", row, fidelity or "as in the paper", seed, content, needs)
+        differs = deviations(paper | {"data": "ImageNet"}, ours | {"data": self._data()[1]})
+        cells = {
+            "pretrain": self._cell("pretrain", run, differs, seed, self._data()[0], run.values())
+        }
+        for kind in (kind for column, kind in TASKS.items() if column in table.columns):
+            if kind == "linear":
+                data, paper, ours = self._data()[0], asdict(Linear()), asdict(self.scale.linear)
+            elif self.voc_root is None or run.arguments["encoder"].startswith("pixels"):
+                continue  # nothing to detect in, or nothing to detect with
+            else:
+                data, name = self._voc()
+                paper = VOC07().values() | {"data": "5,011 of 2007/trainval, 4,952 of 2007/test"}
+                ours = self.scale.voc07.values() | {"data": name}
+            needs = (cells["pretrain"].key,)
+            content = {"encoder": needs[0], **ours}
+            cells[kind] = self._cell(kind, run, deviations(paper, ours), seed, data, content, needs)
+        return cells
 
     def _cell(
         self,
@@ -170,6 +203,7 @@ class Study:
         row: Pretraining,
         fidelity: str,
         seed: int,
+        data: Any,
         content: dict[str, Any],
         needs: Sequence[str] = (),
     ) -> Cell:
@@ -177,7 +211,7 @@ class Study:
             "version": PROTOCOL_VERSION,
             "kind": kind,
             "scale": self.scale.name,
-            "data": self._data()[0],
+            "data": data,
             "seed": seed,
             **content,
         }
@@ -188,3 +222,8 @@ class Study:
 @cache
 def _fingerprint(root: Path) -> Fingerprint:
     return fingerprint(root)
+
+
+@cache
+def _voc_fingerprint(root: Path, splits: tuple[str, str]) -> VOCFingerprint:
+    return voc_fingerprint(root, splits)

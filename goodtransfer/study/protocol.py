@@ -5,7 +5,7 @@ the paper leaves open are those of the official MoCo code (see the docstrings of
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 K64 = 65536
@@ -107,6 +107,53 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class VOC07:
+    """Fine-tuning on VOC07 (protocol 3): arguments of ``Detection`` and its ``RCNNC4``.
+
+    Attributes:
+        accumulate: micro-batches of a step. With ``batch`` 16 that is *accumulate to 16*, with a
+            smaller ``batch`` and one micro-batch *batch b*; a scale has one of them for all rows.
+    """
+
+    batch: int = 16
+    accumulate: int = 1
+    lr: float = 0.02
+    iterations: int = 9_000
+    milestones: tuple[int, ...] = (6_000, 8_000)
+    warmup: int = 100
+    short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    test_side: int = 800
+    max_side: int = 1333
+    precise_bn: int = 200
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    rpn_batch: int = 256
+    proposals_train: tuple[int, int] = (12_000, 2_000)
+    proposals_test: tuple[int, int] = (6_000, 1_000)
+    rois: int = 512
+    roi_size: int = 14
+
+    def values(self) -> dict[str, Any]:
+        """All that decides the run, flat, with the images that batch norm sees together."""
+        return {**asdict(self), "bn_images": self.batch // self.accumulate}
+
+    def arguments(self) -> dict[str, Any]:
+        """What ``Detection`` is called with."""
+        parts = {name: getattr(self, name) for name in _OF_THE_DETECTOR}
+        whole = {k: v for k, v in asdict(self).items() if k not in (*parts, "accumulate")}
+        return {**whole, "detector": parts}
+
+
+_OF_THE_DETECTOR = (
+    "anchor_sizes",
+    "rpn_batch",
+    "proposals_train",
+    "proposals_test",
+    "rois",
+    "roi_size",
+)
+
+
+@dataclass(frozen=True)
 class Scale:
     """The one dial: what replaces the paper's values where its compute cannot be had.
 
@@ -115,9 +162,9 @@ class Scale:
         every: changes to every pretraining.
         contrastive, supervised: further changes to the two kinds.
         queue_sizes: the paper's K to this scale's.
-        linear: the readout.
+        linear, voc07: the readout, and the fine-tuning for detection.
         tables: made where none is named.
-        toy: arguments of the toy world, or None for a data set that the user names.
+        toy, toy_voc: arguments of the toy world's two layouts, or None for the user's own data.
     """
 
     name: str
@@ -126,8 +173,10 @@ class Scale:
     supervised: Mapping[str, Any] = field(default_factory=dict)
     queue_sizes: Mapping[int, int] = field(default_factory=dict)
     linear: Linear = Linear()
+    voc07: VOC07 = VOC07()
     tables: tuple[str, ...] = ("3", "supervised", "floor")
     toy: Mapping[str, Any] | None = None
+    toy_voc: Mapping[str, Any] | None = None
 
     def apply(self, row: Pretraining) -> Pretraining:
         """The row as it is run at this scale."""
@@ -160,6 +209,22 @@ SCALES = {
             contrastive={"momentum": 0.99},
             queue_sizes={K64: 128, K1M: 256},
             linear=Linear(epochs=40, batch_size=64, size=64),
+            voc07=VOC07(
+                batch=8,
+                lr=0.1,
+                iterations=150,
+                milestones=(100, 133),
+                warmup=20,
+                short_sides=(160, 176, 192, 208, 224),
+                test_side=208,
+                max_side=352,
+                precise_bn=20,
+                anchor_sizes=(16, 32, 64, 128, 256),
+                proposals_train=(2_000, 500),
+                proposals_test=(1_000, 300),
+                rois=64,
+                roi_size=7,
+            ),
         ),
         # The toy world on two cores within minutes.
         Scale(
@@ -175,7 +240,24 @@ SCALES = {
             supervised={"epochs": 10},
             queue_sizes={K64: 128, K1M: 256},
             linear=Linear(epochs=10, batch_size=64, size=48, crop=0.5),
+            voc07=VOC07(
+                batch=8,
+                lr=0.2,
+                iterations=50,
+                milestones=(33, 44),
+                warmup=10,
+                short_sides=(128,),
+                test_side=128,
+                precise_bn=10,
+                anchor_sizes=(16, 32, 64),
+                rpn_batch=64,
+                proposals_train=(1_000, 200),
+                proposals_test=(500, 100),
+                rois=16,
+                roi_size=7,
+            ),
             toy={"train": 2000, "val": 2000, "size": 48, "seed": 0},
+            toy_voc={"train": 400, "test": 150, "size": 128, "seed": 0},
         ),
     )
 }
@@ -196,4 +278,7 @@ def deviations(paper: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        shown = value if len(value) < 4 else (value[0], "...", value[-1])
+        return "/".join(_text(v) for v in shown)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

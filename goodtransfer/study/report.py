@@ -2,8 +2,9 @@
 
 import base64
 import io
+import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from goodtransfer.study.protocol import Pretraining
 from goodtransfer.study.results import Results
 from goodtransfer.study.tables import Row, Table
 
-COLUMNS = {"acc": "acc", "acc_lr30": "acc, lr 30", "acc_head": "acc_head"}
+# What each kind of transfer gives to a table, and what to call it there.
+COLUMNS = {
+    "linear": {"acc": "acc", "acc_lr30": "acc, lr 30", "acc_head": "acc_head"},
+    "voc07": {"voc07_AP": "VOC07 AP", "voc07_AP50": "AP50", "voc07_AP75": "AP75"},
+}
+NAMES = {name: title for columns in COLUMNS.values() for name, title in columns.items()}
+MARKERS = "osv^Dx+"  # for readers without colours
 CURVES = {
     "loss": "pretraining loss",
     "pretext_acc": "positive ranked first, %",
@@ -47,10 +54,14 @@ def write_report(study: Study) -> Path:
     page = Environment(loader=PackageLoader("goodtransfer.study", "."), autoescape=True)
     html = page.get_template("report.html.j2").render(
         study=study,
-        tables=[(table, _lines(study, table, results)) for table in tables.values()],
-        columns=COLUMNS,
-        curves=_figures(study, results, _distinct(study)),
-        views=_views(study, results, _distinct(study)),
+        tables=[
+            (table, _columns(study, table), _lines(study, table, results))
+            for table in tables.values()
+        ],
+        names=NAMES,
+        curves=_figures(study, results),
+        detections=_detections(study, results),
+        views=_views(study, results),
         runs=runs,
         done=len(runs),
         total=len(cells),
@@ -61,10 +72,16 @@ def write_report(study: Study) -> Path:
     return path
 
 
+def _columns(study: Study, table: Table) -> list[str]:
+    """The measured columns: of every kind of transfer that some row of the table has."""
+    kinds = {kind for row in table.rows for kind in study.cells_of(table, row, 0)}
+    return [name for kind, columns in COLUMNS.items() if kind in kinds for name in columns]
+
+
 def _lines(study: Study, table: Table, results: Results) -> list[Line]:
     lines, values = [], {}
     for row in table.rows:
-        measured, fidelity = _measured(study, row, results)
+        measured, fidelity = _measured(study, table, row, results)
         line = Line(row.label, fidelity)
         line.paper = {c: f"{v:.1f}" for c, v in row.paper.items() if v is not None}
         line.ours = {c: _text(v) for c, v in measured.items()}
@@ -79,18 +96,27 @@ def _lines(study: Study, table: Table, results: Results) -> list[Line]:
     return lines
 
 
-def _measured(study: Study, row: Row, results: Results) -> tuple[dict[str, list[float]], str]:
+def _measured(
+    study: Study, table: Table, row: Row, results: Results
+) -> tuple[dict[str, list[float]], str]:
     """Column -> value per finished seed, and the fidelity line."""
     found: dict[str, list[float]] = {}
-    fidelity = ""
+    parts: list[str] = []
     for seed in range(study.seeds):
-        _, readout = study.cells_of(row.pretraining, seed)
-        fidelity = readout.fidelity
-        if results.done(readout.key):
-            for name, value in results.metrics(readout.key).items():
-                if name in COLUMNS:
-                    found.setdefault(name, []).append(value)
-    return found, fidelity
+        cells = study.cells_of(table, row, seed)
+        parts = [_named(kind, cell.fidelity) for kind, cell in cells.items()]
+        for kind, columns in COLUMNS.items():
+            if kind in cells and results.done(cells[kind].key):
+                for name, value in results.metrics(cells[kind].key).items():
+                    if name in columns:
+                        found.setdefault(name, []).append(value)
+    return found, "; ".join(part for part in parts if part) or "as in the paper"
+
+
+def _named(kind: str, fidelity: str) -> str:
+    if fidelity == "as in the paper":
+        return ""
+    return fidelity if kind == "pretrain" else f"{kind}: {fidelity}"
 
 
 def _text(values: Sequence[float]) -> str:
@@ -100,16 +126,14 @@ def _text(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.1f}"
 
 
-def _distinct(study: Study) -> list[Cell]:
-    """The pretraining cell of every distinct row, first seed."""
-    seen: dict[str, Cell] = {}
-    for _, row in study.rows():
-        cell = study.cells_of(row.pretraining, 0)[0]
-        seen.setdefault(cell.key, cell)
-    return list(seen.values())
+def _finished(study: Study, results: Results, kind: str) -> list[Cell]:
+    """The finished cells of a kind, one for every distinct row, first seed."""
+    cells = [study.cells_of(table, row, 0).get(kind) for table, row in study.rows()]
+    distinct = {cell.key: cell for cell in cells if cell is not None}
+    return [cell for cell in distinct.values() if results.done(cell.key)]
 
 
-def _figures(study: Study, results: Results, cells: Iterable[Cell]) -> list[tuple[str, str]]:
+def _figures(study: Study, results: Results) -> list[tuple[str, str]]:
     """(caption, SVG) of each curve that some run logged."""
     import matplotlib as mpl
 
@@ -117,7 +141,7 @@ def _figures(study: Study, results: Results, cells: Iterable[Cell]) -> list[tupl
     from matplotlib import pyplot as plt
 
     figures = []
-    histories = [(cell, results.curves(cell.key)) for cell in cells if results.done(cell.key)]
+    histories = [(c, results.curves(c.key)) for c in _finished(study, results, "pretrain")]
     for name, caption in CURVES.items():
         figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
         for cell, history in histories:
@@ -128,15 +152,30 @@ def _figures(study: Study, results: Results, cells: Iterable[Cell]) -> list[tupl
                 axes.plot(steps, _smooth(values), style, label=_short(cell.row), linewidth=1.3)
         if axes.lines:
             axes.set(xlabel="step", ylabel=caption)
-            axes.grid(alpha=0.25)
-            axes.legend(fontsize=8, frameon=False)
-            buffer = io.StringIO()
-            unnamed = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-            figure.savefig(buffer, format="svg", metadata=unnamed)
-            svg = buffer.getvalue()
-            figures.append((caption, svg[svg.index("<svg") :]))
+            figures.append((caption, _svg(figure, axes)))
         plt.close(figure)
+    figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+    for number, cell in enumerate(_finished(study, results, "voc07")):
+        curve = json.loads((results.folder(cell.key) / "precision.json").read_text())
+        style = MARKERS[number % len(MARKERS)] + "-"
+        axes.plot(curve["recall"], curve["precision"], style, label=_short(cell.row), linewidth=1.3)
+    if axes.lines:
+        caption = "precision over recall at IoU .5, mean of the classes; its mean is AP50"
+        axes.set(xlabel="recall", ylabel="interpolated precision", xlim=(0, 1), ylim=(0, None))
+        figures.append((caption, _svg(figure, axes)))
+    plt.close(figure)
     return figures
+
+
+def _svg(figure: Any, axes: Any) -> str:
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, frameon=False)
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    )
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
@@ -151,17 +190,29 @@ def _short(row: Pretraining) -> str:
     return row.name if queue is None else f"{row.name} K={queue} τ={row.arguments['temperature']}"
 
 
-def _views(study: Study, results: Results, cells: Iterable[Cell]) -> list[tuple[str, str]]:
+def _views(study: Study, results: Results) -> list[tuple[str, str]]:
     """(recipe, PNG as base64) of each recipe that some run used."""
     pictures: dict[str, str] = {}
-    for cell in cells:
-        file = results.folder(cell.key) / "views.png"
-        if file.is_file() and cell.row.views not in pictures:
-            pictures[cell.row.views] = base64.b64encode(file.read_bytes()).decode()
+    for cell in _finished(study, results, "pretrain"):
+        if cell.row.views not in pictures:
+            pictures |= dict(_picture(results, cell, "views.png", cell.row.views))
     return list(pictures.items())
+
+
+def _detections(study: Study, results: Results) -> list[tuple[str, str]]:
+    """(row, PNG as base64) of the test images with their boxes, for every detector."""
+    cells = _finished(study, results, "voc07")
+    return [
+        p for cell in cells for p in _picture(results, cell, "detections.png", _short(cell.row))
+    ]
+
+
+def _picture(results: Results, cell: Cell, name: str, title: str) -> list[tuple[str, str]]:
+    file = results.folder(cell.key) / name
+    return [(title, base64.b64encode(file.read_bytes()).decode())] if file.is_file() else []
 
 
 def summary(study: Study) -> list[tuple[str, dict[str, Any]]]:
     """(label, measured columns) of every row, for scripts."""
     results = Results(study)
-    return [(row.label, _measured(study, row, results)[0]) for _, row in study.rows()]
+    return [(r.label, _measured(study, t, r, results)[0]) for t, r in study.rows()]

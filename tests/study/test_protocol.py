@@ -15,9 +15,12 @@ from goodtransfer.study.protocol import (
     SCALES,
     SUPERVISED,
     UNTRAINED,
+    VOC07,
     deviations,
 )
 from goodtransfer.study.tables import TABLES, paper
+from goodtransfer.transfer import Detection
+from goodtransfer.transfer.rcnn_c4 import RCNNC4
 
 ROWS = (MOCO_V1, MOCO_V2, EXEMPLAR_V2, SUPERVISED)
 
@@ -92,6 +95,29 @@ def test_tables_print_the_paper_s_numbers():
     assert {r.label: r.paper["acc"] for r in printed} == {
         "Pixels": None, "Untrained": None, "Supervised": 77.3,
     }  # fmt: skip
+
+
+def test_detection_s_defaults_are_the_paper_s():
+    """The constructors' own, so that a user's script runs what the study runs."""
+    arguments = SCALES["paper"].voc07.arguments()
+    parts = arguments.pop("detector")
+    for cls, given in ((Detection, arguments), (RCNNC4, parts)):
+        parameters = inspect.signature(cls.__init__).parameters
+        assert given == {name: parameters[name].default for name in given}
+    assert deviations(VOC07().values(), SCALES["paper"].voc07.values()) == "as in the paper"
+    printed = {row.label: row.paper for row in TABLES["3"].rows}
+    assert printed["Exemplar-v2"] == {
+        "acc": 68.9, "voc07_AP": 48.8, "voc07_AP50": 77.2, "voc07_AP75": 53.1,
+    }  # fmt: skip
+    (supervised,) = TABLES["supervised"].rows
+    assert list(supervised.paper.values()) == [77.3, 46.2, 76.8, 48.9]
+
+
+@pytest.mark.parametrize("name", ["paper", "small", "smoke"])
+def test_a_small_batch_is_accumulated_or_scaled_never_both(name):
+    voc07 = SCALES[name].voc07
+    assert voc07.batch == 16 or voc07.accumulate == 1
+    assert voc07.batch % voc07.accumulate == 0
 
 
 def test_the_paper_s_scale_changes_nothing():

@@ -1,5 +1,6 @@
 """A whole study of seconds: made, made again, killed, resumed, mixed up, reported."""
 
+import json
 import re
 import signal
 import subprocess
@@ -11,9 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from goodtransfer import VOCDetectionAP, VOCDetectionDataModule
 from goodtransfer.cli import main as cli
+from goodtransfer.data import make_voc
 from goodtransfer.data.fingerprint import fingerprint
 from goodtransfer.study.plan import Study
 from goodtransfer.study.results import Results
@@ -21,6 +25,7 @@ from goodtransfer.study.results import Results
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import TINY
 
+TASKS_AND_PRETRAINING = ("pretrain", "linear", "voc07")
 SUPERVISED = ["--scale", "tiny", "--table", "floor", "supervised"]
 
 
@@ -52,7 +57,8 @@ def files(out):
 def test_leaves_finished_folders_and_no_work(finished):
     study = Study.open(finished)
     cells, results = study.cells(), Results(study)
-    assert [c.kind for c in cells] == ["pretrain", "linear"] * 3
+    every = ["pretrain", "linear", "voc07"]
+    assert [c.kind for c in cells] == [*every[:2], *every, *every]  # nothing detects by pixels
     assert all(results.done(c.key) for c in cells)
     assert not list((finished / "work").iterdir())
     for cell in cells:
@@ -61,9 +67,11 @@ def test_leaves_finished_folders_and_no_work(finished):
         assert run["fidelity"] == cell.fidelity
         if cell.kind == "linear":
             assert {"acc", "acc_lr30", "chosen_lr"} <= set(results.metrics(cell.key))
-    readout = results.metrics(cells[-1].key)
-    assert cells[-1].row.name == "Supervised"
-    pretraining = results.metrics(cells[-2].key)
+        if cell.kind == "voc07":
+            assert set(results.metrics(cell.key)) == {"voc07_AP", "voc07_AP50", "voc07_AP75"}
+    readout = results.metrics(cells[-2].key)
+    assert cells[-2].row.name == "Supervised"
+    pretraining = results.metrics(cells[-3].key)
     assert readout["acc_head"] == pytest.approx(pretraining["acc_head"])
 
 
@@ -79,7 +87,7 @@ def test_a_second_run_redoes_nothing_and_needs_no_torch(finished):
     call = [sys.executable, "-c", code, str(finished), str(Path(__file__).parent)]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "0 cells made, 6 were done" in done.stdout
+    assert "0 cells made, 8 were done" in done.stdout
     assert files(finished) == before
     assert time.monotonic() - started < 15
 
@@ -105,9 +113,12 @@ def test_the_report_is_one_file_with_everything(finished):
 def test_list_names_every_cell_and_what_it_changes(finished, capsys):
     assert main(["list", "--out", str(finished)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 16
     assert all(" done " in line for line in lines[::2])
-    assert "encoder resnet10w8 (paper: resnet50)" in lines[-1]
+    assert "encoder resnet10w8 (paper: resnet50)" in lines[-5]
+    assert "batch 8 (paper: 16); accumulate 2 (paper: 1); lr" not in lines[-1]  # lr is the paper's
+    assert "bn images 4 (paper: 16)" in lines[-1]
+    assert "data toy world (paper: 5,011 of 2007/trainval, 4,952 of 2007/test)" in lines[-1]
 
 
 def test_an_unfinished_report_shows_what_there_is(finished, tmp_path):
@@ -115,24 +126,67 @@ def test_an_unfinished_report_shows_what_there_is(finished, tmp_path):
     from goodtransfer.study.report import write_report
 
     html = write_report(study).read_text()
-    assert "6 of 14 runs finished" in html
+    assert "8 of 20 runs finished" in html
     main(["report", "--out", str(finished)])
 
 
 def test_keys_follow_content_and_nothing_else(tmp_path):
     study = Study(tmp_path, TINY)
     keys = [c.key for c in study.cells()]
-    assert len(set(keys)) == len(keys) == 10
+    assert len(set(keys)) == len(keys) == 15
     assert [c.key for c in Study(tmp_path / "elsewhere", TINY).cells()] == keys
     ten = {c.key for c in replace(study, tables=("10",)).cells()}
-    three = {c.key for c in replace(study, tables=("3",)).cells()}
-    assert three <= ten  # tables are views: a row in two tables is one run
+    first = {c.key for c in replace(study, tables=("3",)).cells() if c.kind != "voc07"}
+    assert first <= ten  # tables are views: a row in two tables is one run
+    assert not any(c.kind == "voc07" for c in replace(study, tables=("10",)).cells())
     assert not set(keys) & {
         c.key for c in replace(study, scale=replace(TINY, name="other")).cells()
     }
     reseeded = replace(study, seeds=2).cells()
-    assert len(reseeded) == 20
+    assert len(reseeded) == 30
     assert set(keys) < {c.key for c in reseeded}
+
+
+def test_keys_of_detection_follow_its_own_data(tmp_path):
+    """Other detection images leave the pretraining and the readout alone."""
+    small = replace(TINY, toy_voc=None)
+    study = Study(tmp_path, small, data=images_in(tmp_path / "base"), tables=("3",))
+    assert {c.kind for c in study.cells()} == {"pretrain", "linear"}  # no VOC was named
+    keys = {}
+    for test in (3, 4):
+        root = make_voc(tmp_path / f"voc{test}", train=2, test=test, size=32)
+        cells = replace(study, voc=root).cells()
+        keys[test] = {k: {c.key for c in cells if c.kind == k} for k in TASKS_AND_PRETRAINING}
+        detection = next(c for c in cells if c.kind == "voc07")
+        assert f"data 2 of 2007/trainval, {test} of 2007/test (paper: 5,011" in detection.fidelity
+    assert keys[3]["pretrain"] == keys[4]["pretrain"] == {c.key for c in study.cells()[::2]}
+    assert keys[3]["linear"] == keys[4]["linear"]
+    assert not keys[3]["voc07"] & keys[4]["voc07"]
+
+
+def test_what_a_detection_leaves(finished):
+    """Every detection, a curve whose mean is AP50, and pictures."""
+    study = Study.open(finished)
+    cell = [c for c in study.cells() if c.kind == "voc07"][-1]
+    folder = Results(study).folder(cell.key)
+    with safe_open(folder / "detections.safetensors", "pt") as file:
+        names, classes = (json.loads(file.metadata()[k]) for k in ("images", "class_names"))
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert len(names) == 8
+    assert len(classes) == 20
+    metric, data = VOCDetectionAP(20), VOCDetectionDataModule(
+        study.voc_root, class_names=classes, train="2007/trainval"
+    )  # fmt: skip
+    for number, (_, target) in enumerate(map(data.test_dataloader().dataset.__getitem__, range(8))):
+        mine = found["images"] == number
+        prediction = {k: found[k][mine] for k in ("boxes", "scores", "labels")}
+        metric.update([prediction], [target])
+    metrics = Results(study).metrics(cell.key)
+    assert {f"voc07_{k}": float(v) for k, v in metric.compute().items()} == pytest.approx(metrics)
+    curve = json.loads((folder / "precision.json").read_text())
+    assert 100 * sum(curve["precision"]) / 11 == pytest.approx(metrics["voc07_AP50"])
+    with Image.open(folder / "detections.png") as picture:
+        assert picture.size == (3 * 244 + 4, 2 * 244 + 4)
 
 
 def images_in(root, names=("x/0.png", "y/0.png"), size=4):
@@ -179,14 +233,14 @@ class Killed(BaseException):
     """As good as a kill: nothing after it runs."""
 
 
-@pytest.mark.parametrize(("kind", "kill_at"), [("pretrain", 7), ("linear", 4)])
+@pytest.mark.parametrize(("kind", "kill_at"), [("pretrain", 7), ("linear", 4), ("voc07", 6)])
 def test_a_cell_killed_in_the_middle_goes_on_to_the_same_bits(kind, kill_at, tmp_path, monkeypatch):
     """Killed in the second epoch; the encoder, the readout's numbers and the curves are the same."""
     from goodtransfer.methods import ExemplarMoCo
     from goodtransfer.study.cells import run_cell
-    from goodtransfer.transfer import LinearProbe
+    from goodtransfer.transfer import Detection, LinearProbe
 
-    module = {"pretrain": ExemplarMoCo, "linear": LinearProbe}[kind]
+    module = {"pretrain": ExemplarMoCo, "linear": LinearProbe, "voc07": Detection}[kind]
     real, steps = module.training_step, []
 
     def killed(self, batch, batch_idx):
@@ -199,7 +253,7 @@ def test_a_cell_killed_in_the_middle_goes_on_to_the_same_bits(kind, kill_at, tmp
         study = Study.open(out, scale="tiny", tables=["3"])
         cells = {c.kind: c for c in study.cells() if c.row.name == "Exemplar-v2"}
         results = Results(study)
-        if kind == "linear":
+        if kind != "pretrain":
             run_cell(study, cells["pretrain"])
         if kill:
             with monkeypatch.context() as patch:
@@ -220,7 +274,7 @@ def test_a_cell_killed_in_the_middle_goes_on_to_the_same_bits(kind, kill_at, tmp
         assert torch.equal(value, resumed[name]), name
     assert curve == curve_again
     assert metrics == metrics_again
-    assert bool(metrics) == (kind == "linear")
+    assert bool(metrics) == (kind != "pretrain")
 
 
 @pytest.mark.slow

@@ -1,0 +1,421 @@
+"""Detection: an encoder fine-tuned in Faster R-CNN C4 (the paper's VOC columns; protocol 3)."""
+
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
+from torchvision.transforms.v2.functional import resize as resize_image
+from tqdm import tqdm
+
+from goodtransfer.distributed import rank, world_size
+from goodtransfer.encoders import Encoder
+from goodtransfer.metrics import VOCDetectionAP
+from goodtransfer.optim import warmup_step, without_norm_decay
+from goodtransfer.transfer.rcnn_c4 import RCNNC4, Detections, Target, rescale
+from goodtransfer.views import check_range
+from goodtransfer.weights import describe_input, load_encoder, restore_input
+
+SHORT_SIDES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+PAPER_BATCH = 16  # images per step: 8 GPUs of 2
+NEVER = 2**62
+
+Batch = tuple[Sequence[Tensor], Sequence[Target]]
+
+
+class Schedule(NamedTuple):
+    """What a run does, counted in its own optimizer steps."""
+
+    lr: float
+    iterations: int
+    milestones: tuple[int, ...]
+    warmup: int
+    eval_iters: tuple[int, ...]
+
+
+class Detection(pl.LightningModule):
+    """Faster R-CNN C4 on an encoder, every layer fine-tuned; scored by VOC's AP.
+
+    The defaults are the paper's VOC07 run: 9,000 steps of 16 images on trainval2007, learning rate
+    0.02 after 100 steps of warm-up, a tenth of it from 6,000 and again from 8,000. For VOC0712 pass
+    ``iterations=24_000, milestones=(18_000, 22_000), name="voc0712"`` and the data of both years::
+
+        trainer = pl.Trainer(devices=8, sync_batchnorm=True)
+        task, data = Detection("encoder.safetensors"), VOCDetectionDataModule(ROOT, batch_size=2)
+        trainer.fit(task, data)
+        trainer.test(task, data)
+
+    A batch is ``(images, targets)``: RGB images (3, H, W), uint8 or float in [0, 1], at their own
+    sizes; a target is a :class:`Target`, labels counted from 0. Images are resized here.
+
+    **Fewer images a step.** Batch times ranks times accumulation must be ``batch``; two ways:
+
+    * *accumulate to 16*: ``Trainer(accumulate_grad_batches=...)``. Learning rate and steps are kept,
+      batch norm sees the micro-batch.
+    * *batch b*: ``Detection(batch=b)``. Learning rate times b/16, every count of steps times 16/b.
+
+    The run prints which it is, keeps it in its checkpoints, and :attr:`fidelity` tells it.
+
+    **Batch norm.** Before any score its statistics are made anew, on a copy of the detector: a true
+    average over ``precise_bn`` training batches, as upstream.
+
+    Args:
+        encoder: a name, a weight file (see ``weights.load_encoder``), or a module; copied.
+        num_classes: without background; None takes the data module's.
+        batch: images per optimizer step, over all ranks and micro-batches.
+        lr: for 16 images a step.
+        iterations, milestones, warmup: in steps of 16 images.
+        weight_decay: of everything but norm layers.
+        short_sides: an image's short side in training, one at random; and ``test_side``.
+        max_side: no side becomes longer.
+        precise_bn: training batches for the statistics of batch norm; 0 leaves them as they are.
+        eval_iters: steps of 16 images after which the validation set is scored during the fit
+            (Figure 4); there is no other validation.
+        name: prefix of the logged scores.
+        seed: of the sampled regions and sizes, which are a function of it and of the step.
+        detector: further arguments of :class:`RCNNC4`.
+
+    Logs, in percent: ``voc07_AP``, ``voc07_AP50``, ``voc07_AP75``.
+
+    Raises:
+        ValueError: for an encoder whose last stage cannot be run on regions, a number of images per
+            step that is not ``batch``, or labels that ``num_classes`` does not cover.
+        FloatingPointError: when a loss is NaN or infinite, naming images and step.
+    """
+
+    def __init__(
+        self,
+        encoder: str | nn.Module = "resnet50",
+        *,
+        num_classes: int | None = None,
+        batch: int = PAPER_BATCH,
+        lr: float = 0.02,
+        iterations: int = 9_000,
+        milestones: Sequence[int] = (6_000, 8_000),
+        warmup: int = 100,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        short_sides: Sequence[int] = SHORT_SIDES,
+        test_side: int = 800,
+        max_side: int = 1333,
+        precise_bn: int = 200,
+        eval_iters: Sequence[int] = (),
+        name: str = "voc07",
+        seed: int = 0,
+        detector: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if batch < 1 or iterations < 1:
+            raise ValueError(
+                f"Expected `batch` and `iterations` of at least 1, but got {batch} and {iterations}."
+            )
+        own = deepcopy(encoder) if isinstance(encoder, nn.Module) else encoder
+        self._encoder = [load_encoder(own)]  # in a list: it becomes the detector's
+        self.encoder.split(4)  # says so where the last stage cannot be run on regions
+        self.save_hyperparameters(ignore=["encoder"])
+        self.hparams["encoder"] = self.encoder.name
+        self.schedule = _scaled(batch, lr, iterations, milestones, warmup, eval_iters)
+        self.batch, self.momentum, self.weight_decay = batch, momentum, weight_decay
+        self.short_sides, self.test_side, self.max_side = tuple(short_sides), test_side, max_side
+        self.precise_bn, self.prefix, self.seed = precise_bn, name, seed
+        self.fidelity = ""
+        self.detector: RCNNC4 | None = None
+        self._detect: Callable[[Sequence[Tensor]], list[Detections]] | None = None
+        if num_classes is not None:
+            self._add_detector(num_classes)
+
+    def _add_detector(self, num_classes: int) -> None:
+        self.num_classes = self.hparams["num_classes"] = num_classes
+        self.detector = RCNNC4(self.encoder, num_classes, **(self.hparams["detector"] or {}))
+        self.ap = VOCDetectionAP(num_classes)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, with its last stage, fine-tuned as far as the fit has come."""
+        return self._encoder[0]
+
+    @staticmethod
+    def recommended_loader() -> dict[str, Any]:
+        """What upstream's loader does, for a data module to do: flips, grouping, filtering."""
+        return {"flip": 0.5, "group_by_aspect_ratio": True, "skip_empty": True}
+
+    # --- Set-up
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if self.detector is None:
+            num_classes = getattr(data, "num_classes", None)
+            if num_classes is None:
+                raise ValueError(
+                    "Expected the number of classes, but num_classes=None and there is no data "
+                    "module to ask: pass Detection(num_classes=...)."
+                )
+            self._add_detector(num_classes)
+        if stage == "fit" and self.trainer.max_steps == -1:
+            loop = self.trainer.fit_loop
+            loop.epoch_loop.max_steps = self.schedule.iterations
+            if loop.max_epochs == 1000:  # what Lightning takes where nobody says anything
+                loop.max_epochs = -1
+
+    def on_fit_start(self) -> None:
+        self.fidelity = ""  # until the first batch tells
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        plan = self.schedule
+        groups = without_norm_decay(self, self.weight_decay)
+        optimizer = SGD(groups, lr=plan.lr, momentum=self.momentum)
+        schedule = LambdaLR(optimizer, lambda i: warmup_step(i, plan.milestones, plan.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # --- Training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = batch
+        if not self.fidelity:
+            self._check(images, targets)
+        with self._seeded("train", self.trainer.global_step, batch_idx) as chance:
+            losses, _ = self._own()(*self._resized(images, targets, chance))
+        loss = torch.stack(list(losses.values())).sum()
+        if not loss.isfinite():
+            raise FloatingPointError(self._diverged(losses, targets))
+        self.log("loss", loss.detach(), prog_bar=True)
+        self.log_dict({name: value.detach() for name, value in losses.items()})
+        return loss
+
+    def _own(self) -> RCNNC4:
+        if self.detector is None:
+            raise ValueError("Expected num_classes to be known, but this module was never set up.")
+        return self.detector
+
+    def _check(self, images: Sequence[Tensor], targets: Sequence[Target]) -> None:
+        """What the first batch tells: images per step, their range, their labels."""
+        accumulated, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        step = len(images) * ranks * accumulated
+        if step != self.batch:
+            raise ValueError(
+                f"Expected {self.batch} images a step, but {len(images)} in a batch x {ranks} ranks x "
+                f"accumulate_grad_batches={accumulated} makes {step}. Either accumulate to "
+                f"{self.batch}, Trainer(accumulate_grad_batches={self.batch / len(images) / ranks:g}): "
+                "learning rate and steps are kept, batch norm sees the micro-batch; or pass "
+                f"Detection(batch={step}): learning rate and steps are scaled."
+            )
+        synced = any(isinstance(m, nn.SyncBatchNorm) for m in self.modules())
+        normalised = len(images) * (ranks if synced else 1)
+        self.fidelity = fidelity(self.batch, accumulated, normalised)
+        rank_zero_info(f"Detection, {self.schedule.iterations:,} steps: {self.fidelity}")
+        if images[0].is_floating_point() and self.encoder.normalization is not None:
+            check_range(images[0])
+        labels = torch.cat([target["labels"] for target in targets])
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise ValueError(
+                f"Expected labels from 0 to {self.num_classes - 1}, but the first batch has "
+                f"{int(labels.min())} to {int(labels.max())}: count classes from 0, without background."
+            )
+
+    def _diverged(self, losses: dict[str, Tensor], targets: Sequence[Target]) -> str:
+        found = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
+        ids = [target.get("image_id", "?") for target in targets]
+        return (
+            f"Expected a finite loss, but step {self.trainer.global_step} gave {found} on the images "
+            f"{ids}: lower `lr`, lengthen `warmup`, or check the encoder's weights."
+        )
+
+    def _resized(
+        self, images: Sequence[Tensor], targets: Sequence[Target], chance: random.Random
+    ) -> tuple[list[Tensor], list[Target]]:
+        """A training batch at random sizes, boxes with it."""
+        resized = [self.resize(image, chance.choice(self.short_sides)) for image in images]
+        moved: list[Target] = []
+        for image, larger, target in zip(images, resized, targets, strict=True):
+            y, x = (n / o for n, o in zip(larger.shape[-2:], image.shape[-2:], strict=True))
+            boxes = target["boxes"] * target["boxes"].new_tensor([x, y, x, y])
+            moved.append({"boxes": boxes, "labels": target["labels"]})
+        return resized, moved
+
+    def resize(self, image: Tensor, short_side: int) -> Tensor:
+        """(3, H, W) with that short side, or less where the long one would pass ``max_side``.
+
+        Source: detectron2@02b5c4e2, ``ResizeShortestEdge``.
+        """
+        height, width = (int(n) for n in image.shape[-2:])
+        scale = min(short_side / min(height, width), self.max_side / max(height, width))
+        size = [int(height * scale + 0.5), int(width * scale + 0.5)]
+        return image if size == [height, width] else resize_image(image, size, antialias=True)
+
+    @contextmanager
+    def _seeded(self, *place: str | int) -> Iterator[random.Random]:
+        """Chance that depends on seed, place and rank alone, so that a resumed run has the same."""
+        chance = random.Random(repr((self.seed, *place, rank())))
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(chance.getrandbits(63))
+            yield chance
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        # Lightning validates where the number of batches divides by this; it asks after this hook.
+        ended = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        due = ended and self.trainer.global_step in self.schedule.eval_iters
+        self.trainer.val_check_batch = batch_idx + 1 if due else NEVER
+
+    def on_train_end(self) -> None:
+        done, whole = self.trainer.global_step, self.schedule.iterations
+        if done < whole and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            warnings.warn(
+                f"The fit ended after {done} of {whole} steps, before its schedule did: leave "
+                "max_steps and max_epochs of the Trainer unset, or pass `iterations` and `milestones`.",
+                stacklevel=2,
+            )
+
+    # --- Scores
+
+    def forward(self, images: Sequence[Tensor]) -> list[Detections]:
+        """Detections in images of any sizes, in their own pixels, batch norm as it is."""
+        return self._detections(images, lambda resized: self._own()(resized)[1])
+
+    def _detections(
+        self,
+        images: Sequence[Tensor],
+        detect: Callable[[Sequence[Tensor]], list[Detections]],
+    ) -> list[Detections]:
+        resized = [self.resize(image, self.test_side) for image in images]
+        found = detect(resized)
+        return [
+            rescale(f, (r.shape[-2], r.shape[-1]), (i.shape[-2], i.shape[-1]))
+            for f, r, i in zip(found, resized, images, strict=True)
+        ]
+
+    def on_validation_start(self) -> None:
+        self.ap.reset()
+        checking = self.trainer.sanity_checking
+        detector = self._own() if checking else self.with_precise_bn()
+        self._detect = lambda images: detector(images)[1]  # no attribute: it is none of our modules
+
+    on_test_start = on_validation_start
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[Detections]]:
+        images, targets = batch
+        assert self._detect is not None
+        found = self._detections(images, self._detect)
+        self.ap.update(found, targets)  # type: ignore[arg-type]
+        return {"detections": found}  # for callbacks
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self._detect = None
+        if not self.trainer.sanity_checking:
+            scores = {f"{self.prefix}_{name}": value for name, value in self.ap.compute().items()}
+            self.log_dict({name: value.to(torch.float32) for name, value in scores.items()})
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    @torch.no_grad()
+    def with_precise_bn(self) -> RCNNC4:
+        """A copy in eval mode whose BN statistics are the true average over training batches.
+
+        Source: fvcore's ``update_bn_stats`` as of MoCo's release, by detectron2's ``PreciseBN``.
+        """
+        detector = deepcopy(self._own())
+        norms = [m for m in detector.modules() if isinstance(m, _BatchNorm)]
+        loader = self._training_loader()
+        if self.precise_bn == 0 or not norms or loader is None:
+            return detector.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over all batches
+        detector.train()
+        batches = islice(_forever(loader), self.precise_bn)
+        bar = tqdm(batches, "precise BN", self.precise_bn, leave=False, disable=None)
+        for number, batch in enumerate(bar):
+            images, targets = self.transfer_batch_to_device(batch, self.device, 0)
+            precision = self.trainer.precision_plugin
+            with self._seeded("precise BN", number) as chance, precision.forward_context():
+                detector(*self._resized(images, targets, chance))
+        for buffer in (b for m in norms for b in (m.running_mean, m.running_var)):
+            if world_size() > 1 and buffer is not None:
+                dist.all_reduce(buffer)
+                buffer /= world_size()
+        return detector.eval()
+
+    def _training_loader(self) -> Iterable[Any] | None:
+        """A loader of its own from the data module; else the one that the fit has, if any."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            return data.train_dataloader()  # type: ignore[no-any-return]
+        if self.trainer.train_dataloader is None:
+            warnings.warn(
+                "Batch norm is scored with its running statistics, since there are no training images "
+                "to make them precisely: pass the data module to Trainer.test, too.",
+                stacklevel=2,
+            )
+        return self.trainer.train_dataloader
+
+    # --- Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["input"] = describe_input(self.encoder)
+        checkpoint["fidelity"] = self.fidelity
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        restore_input(self.encoder, checkpoint["input"])
+
+
+def _forever(loader: Iterable[Any]) -> Iterator[Any]:
+    """The loader's batches, epoch after epoch."""
+    for epoch in count():
+        sampler: Any = getattr(loader, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        yield from loader
+
+
+def _scaled(
+    batch: int,
+    lr: float,
+    iterations: int,
+    milestones: Sequence[int],
+    warmup: int,
+    eval_iters: Sequence[int],
+) -> Schedule:
+    """The schedule of 16 images a step at another batch.
+
+    Source: detectron2@02b5c4e2, ``DefaultTrainer.auto_scale_workers``.
+    """
+    scale = batch / PAPER_BATCH
+    steps = [
+        tuple(round(n / scale) for n in counts)
+        for counts in ((iterations, warmup), milestones, eval_iters)
+    ]
+    return Schedule(lr * scale, steps[0][0], steps[1], steps[0][1], steps[2])
+
+
+def fidelity(batch: int, accumulated: int, normalised: int) -> str:
+    """What a small-batch run changes: images a step, how they are gathered, what BN sees.
+
+    >>> fidelity(16, 8, 2)
+    'accumulated to 16 images a step, BN over 2 images (paper: 16)'
+    >>> fidelity(2, 1, 2)
+    'batch 2 (paper: 16), learning rate x 2/16 and steps x 16/2, BN over 2 images (paper: 16)'
+    """
+    parts = []
+    if batch != PAPER_BATCH:
+        parts.append(
+            f"batch {batch} (paper: {PAPER_BATCH}), learning rate x {batch}/{PAPER_BATCH} "
+            f"and steps x {PAPER_BATCH}/{batch}"
+        )
+    if accumulated > 1:
+        parts.append(f"accumulated to {batch} images a step")
+    if normalised != PAPER_BATCH:
+        parts.append(f"BN over {normalised} images (paper: {PAPER_BATCH})")
+    return ", ".join(parts) or "as in the paper"
