@@ -1,6 +1,6 @@
-"""Which backbone detects better? Fine-tune several on one VOC data set and score them alike.
+r"""Which backbone detects better? Fine-tune several on one VOC data set and score them alike.
 
-    python examples/detect_voc.py ROOT --out found --encoders \\
+    python examples/detect_voc.py ROOT --out found --encoders \
         a.safetensors timm:tf_efficientnet_lite0@lite0.safetensors resnet18
 
 ROOT holds VOCdevkit; encoders are whatever ``load_encoder`` takes (a bare name is untrained). The
