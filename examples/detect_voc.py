@@ -55,6 +55,7 @@ def main() -> None:
         task = Detection(load_encoder(spec), seed=given.seed, **protocol.arguments())
         kept = KeepDetections()
         trainer = pl.Trainer(
+            max_epochs=-1,  # the task knows its steps
             accumulate_grad_batches=given.accumulate,
             callbacks=[kept],
             logger=False,

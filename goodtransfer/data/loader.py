@@ -21,10 +21,15 @@ class EpochSampler(DistributedSampler[Any]):
         shuffle: permute; else in order.
         seed: of the permutations.
         drop_last: drop the images that do not fill a round; else repeat the first ones.
+        multiple: with ``drop_last``, of images that a rank reads in an epoch: those of an optimizer
+            step, so that none is made from fewer (Lightning steps at an epoch's end, come what may).
     """
 
-    def __init__(self, count: int, *, shuffle: bool, seed: int = 0, drop_last: bool) -> None:
+    def __init__(
+        self, count: int, *, shuffle: bool, seed: int = 0, drop_last: bool, multiple: int = 1
+    ) -> None:
         self.count, self.shuffle, self.seed, self.drop_last = count, shuffle, seed, drop_last
+        self.multiple = multiple
         self.epoch = 0
         self.skip = 0  # images of this rank to leave out at the next start
 
@@ -34,7 +39,9 @@ class EpochSampler(DistributedSampler[Any]):
 
     def __len__(self) -> int:
         ranks = world_size()
-        return self.count // ranks if self.drop_last else -(-self.count // ranks)
+        if self.drop_last:
+            return self.count // ranks // self.multiple * self.multiple
+        return -(-self.count // ranks)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         if self.shuffle:

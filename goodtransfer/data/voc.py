@@ -208,16 +208,22 @@ class VOCDetectionDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self.records("test")
-        if stage == "fit" and self.num_images < self.batch_size * world_size():
+        step = self._images_of_a_step()
+        if stage == "fit" and self.num_images < step * world_size():
             raise ValueError(
-                f"Expected at least one batch, but {', '.join(self.splits['train'])} in {self.root} "
-                f"has {self.num_images} images for {world_size()} x batch_size={self.batch_size}: "
-                "lower it."
+                f"Expected at least one step, but {', '.join(self.splits['train'])} in {self.root} "
+                f"has {self.num_images} images for {world_size()} ranks x batch_size="
+                f"{self.batch_size} x {step // self.batch_size} micro-batches: lower them."
             )
 
     def train_dataloader(self) -> ResumableLoader:
         choices, records = self._choices(), self.records("train")
-        order: dict[str, Any] = {"shuffle": True, "seed": self.seed, "drop_last": True}
+        order: dict[str, Any] = {
+            "shuffle": True,
+            "seed": self.seed,
+            "drop_last": True,
+            "multiple": self._images_of_a_step(),
+        }
         sampler = EpochSampler(len(records), **order)
         if choices["group_by_aspect_ratio"]:
             wide = [int(record.width > record.height) for record in records]
@@ -231,6 +237,10 @@ class VOCDetectionDataModule(pl.LightningDataModule):
         records = self.records("test")
         sampler = EpochSampler(len(records), shuffle=False, drop_last=False)
         return self._loader(VOCDataset(records), sampler)
+
+    def _images_of_a_step(self) -> int:
+        """On each rank, over all micro-batches."""
+        return self.batch_size * getattr(self.trainer, "accumulate_grad_batches", 1)
 
     def _loader(self, dataset: VOCDataset, sampler: EpochSampler) -> ResumableLoader:
         return ResumableLoader(

@@ -52,7 +52,7 @@ class Detection(pl.LightningModule):
     0.02 after 100 steps of warm-up, a tenth of it from 6,000 and again from 8,000. For VOC0712 pass
     ``iterations=24_000, milestones=(18_000, 22_000), name="voc0712"`` and the data of both years::
 
-        trainer = pl.Trainer(devices=8, sync_batchnorm=True)
+        trainer = pl.Trainer(devices=8, sync_batchnorm=True, max_epochs=-1)  # the task ends it
         task, data = Detection("encoder.safetensors"), VOCDetectionDataModule(ROOT, batch_size=2)
         trainer.fit(task, data)
         trainer.test(task, data)
@@ -120,6 +120,10 @@ class Detection(pl.LightningModule):
         if batch < 1 or iterations < 1:
             raise ValueError(
                 f"Expected `batch` and `iterations` of at least 1, but got {batch} and {iterations}."
+            )
+        if max(eval_iters, default=0) > iterations:
+            raise ValueError(
+                f"Expected `eval_iters` up to `iterations`, {iterations}, but got {max(eval_iters)}."
             )
         own = deepcopy(encoder) if isinstance(encoder, nn.Module) else encoder
         self._encoder = [load_encoder(own)]  # in a list: it becomes the detector's
@@ -262,11 +266,14 @@ class Detection(pl.LightningModule):
             torch.manual_seed(chance.getrandbits(63))
             yield chance
 
+    def on_train_start(self) -> None:
+        self._last_step = self.trainer.global_step
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         # Lightning validates where the number of batches divides by this; it asks after this hook.
-        ended = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        due = ended and self.trainer.global_step in self.schedule.eval_iters
-        self.trainer.val_check_batch = batch_idx + 1 if due else NEVER
+        step = self.trainer.global_step
+        due = step != self._last_step and step in self.schedule.eval_iters
+        self.trainer.val_check_batch, self._last_step = batch_idx + 1 if due else NEVER, step
 
     def on_train_end(self) -> None:
         done, whole = self.trainer.global_step, self.schedule.iterations
@@ -352,6 +359,8 @@ class Detection(pl.LightningModule):
         """A loader of its own from the data module; else the one that the fit has, if any."""
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
+            if self.trainer.state.fn != "fit":
+                data.setup("fit")  # where a user's module may make its training set
             return data.train_dataloader()  # type: ignore[no-any-return]
         if self.trainer.train_dataloader is None:
             warnings.warn(

@@ -268,3 +268,16 @@ def test_a_cut_run_may_go_on_with_other_workers(root, tmp_path, trainer_options)
 def test_a_sanity_check_costs_no_batches(root, tmp_path, trainer_options):
     runs = [run(root, tmp_path, trainer_options, num_sanity_val_steps=steps) for steps in (0, 2)]
     assert runs[0] == runs[1]
+
+
+def test_an_epoch_may_be_a_multiple_of_a_step():
+    """Micro-batches of 2, three to a step: 20 images make 3 steps, and 2 are left for other epochs."""
+    sampler = EpochSampler(20, shuffle=True, drop_last=True, multiple=6)
+    assert len(sampler) == len(list(sampler)) == 18
+    seen = set()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        numbers = [number for _, number in sampler]
+        assert len(set(numbers)) == 18
+        seen |= set(numbers)
+    assert seen == set(range(20))

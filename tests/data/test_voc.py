@@ -12,9 +12,10 @@ from PIL import Image
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from goodtransfer.data import VOCDetectionDataModule
+from goodtransfer.data import VOCDetectionDataModule, make_voc
 from goodtransfer.data.fingerprint import voc_fingerprint
 from goodtransfer.data.loader import EpochSampler, GroupedSampler
+from goodtransfer.data.toy import CLASSES
 from goodtransfer.data.voc import VOC_CLASSES, Record, VOCDataset
 
 CAT, DOG, SOFA = (VOC_CLASSES.index(name) for name in ("cat", "dog", "sofa"))
@@ -439,7 +440,9 @@ def test_no_objects_to_train_on(devkit):
 
 
 def test_fewer_images_than_one_batch(devkit):
-    with pytest.raises(ValueError, match="2007/trainval in .* has 4 images for 1 x batch_size=5"):
+    with pytest.raises(
+        ValueError, match="2007/trainval in .* has 4 images for 1 ranks x batch_size=5"
+    ):
         VOCDetectionDataModule(devkit, batch_size=5).setup("fit")
     VOCDetectionDataModule(devkit, batch_size=5).setup("test")
 
@@ -510,3 +513,14 @@ def test_real_photos(shared):
             counts.append((record.name, len(names), int(target["difficult"].sum())))
     assert len({name for name, *_ in counts}) == 100
     assert (sum(n for _, n, _ in counts), sum(d for *_, d in counts)) == (273, 38)
+
+
+def test_no_step_is_made_from_fewer_images(tmp_path, trainer_options):
+    """Accumulating 3 micro-batches of 2 over 20 images: 3 whole steps an epoch, not a fourth of 2."""
+    root = make_voc(tmp_path / "voc", train=20, test=2, size=32)
+    data = VOCDetectionDataModule(root, class_names=CLASSES, batch_size=2)
+    data.trainer = pl.Trainer(accumulate_grad_batches=3, max_epochs=1, **trainer_options)
+    assert len(data.train_dataloader()) == 9
+    data.trainer = pl.Trainer(accumulate_grad_batches=11, max_epochs=1, **trainer_options)
+    with pytest.raises(ValueError, match=r"has 20 images for 1 ranks x batch_size=2 x 11 micro"):
+        data.setup("fit")
