@@ -92,7 +92,7 @@ def _draw(path: Path, found: Found, data: VOCDetectionDataModule) -> None:
                 f"{'' if ok else 'not '}{data.class_names[label]} {score:.2f}"
                 for ok, label, score in zip(right, best["labels"], best["scores"], strict=True)
             ]
-            colours = ["lime" if ok else "orange" for ok in right]
+            colours = ["lime" if ok else "yellow" for ok in right]
             image = draw_bounding_boxes(image, scale * best["boxes"], titles, colours, width=2)
         canvas = torch.full((3, SIDE, SIDE), 255, dtype=torch.uint8)
         canvas[:, : image.shape[1], : image.shape[2]] = image
