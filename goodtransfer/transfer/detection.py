@@ -1,5 +1,6 @@
 """Detection: an encoder fine-tuned in Faster R-CNN C4 (the paper's VOC columns; protocol 3)."""
 
+import math
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -76,16 +77,20 @@ class Detection(pl.LightningModule):
         num_classes: without background; None takes the data module's.
         batch: images per optimizer step, over all ranks and micro-batches.
         lr: for 16 images a step.
-        iterations, milestones, warmup: in steps of 16 images.
+        iterations: of the fit, in steps of 16 images.
+        milestones: where the rate falls to a tenth, in steps of 16 images.
+        warmup: steps of 16 images with a rising rate.
+        momentum: of SGD.
         weight_decay: of everything but norm layers.
-        short_sides: an image's short side in training, one at random; and ``test_side``.
+        short_sides: an image's short side in training, one of them at random.
+        test_side: its short side in evaluation.
         max_side: no side becomes longer.
         precise_bn: training batches for the statistics of batch norm; 0 leaves them as they are.
         eval_iters: steps of 16 images after which the validation set is scored during the fit
             (Figure 4); there is no other validation.
         name: prefix of the logged scores.
         seed: of the sampled regions and sizes, which are a function of it and of the step.
-        detector: further arguments of :class:`RCNNC4`.
+        detector: further arguments of :class:`RCNNC4`, such as ``{"rois": 64, "roi_size": 7}``.
 
     Logs, in percent: ``voc07_AP``, ``voc07_AP50``, ``voc07_AP75``.
 
@@ -268,6 +273,10 @@ class Detection(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self._last_step = self.trainer.global_step
+        loop = self.trainer.fit_loop
+        if loop.max_epochs == -1:  # for the bar, which counts epochs
+            batches = self.schedule.iterations * self.trainer.accumulate_grad_batches
+            loop.max_epochs = math.ceil(batches / self.trainer.num_training_batches)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         # Lightning validates where the number of batches divides by this; it asks after this hook.
