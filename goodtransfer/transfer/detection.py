@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import count, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -26,24 +26,14 @@ from goodtransfer.encoders import Encoder
 from goodtransfer.metrics import VOCDetectionAP
 from goodtransfer.optim import warmup_step, without_norm_decay
 from goodtransfer.transfer.rcnn_c4 import RCNNC4, Detections, Target, rescale
+from goodtransfer.transfer.small_batch import PAPER_BATCH, fidelity, scaled
 from goodtransfer.views import check_range
 from goodtransfer.weights import describe_input, load_encoder, restore_input
 
 SHORT_SIDES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-PAPER_BATCH = 16  # images per step: 8 GPUs of 2
 NEVER = 2**62
 
 Batch = tuple[Sequence[Tensor], Sequence[Target]]
-
-
-class Schedule(NamedTuple):
-    """What a run does, counted in its own optimizer steps."""
-
-    lr: float
-    iterations: int
-    milestones: tuple[int, ...]
-    warmup: int
-    eval_iters: tuple[int, ...]
 
 
 class Detection(pl.LightningModule):
@@ -135,7 +125,7 @@ class Detection(pl.LightningModule):
         self.encoder.split(4)  # says so where the last stage cannot be run on regions
         self.save_hyperparameters(ignore=["encoder"])
         self.hparams["encoder"] = self.encoder.name
-        self.schedule = _scaled(batch, lr, iterations, milestones, warmup, eval_iters)
+        self.schedule = scaled(batch, lr, iterations, milestones, warmup, eval_iters)
         self.batch, self.momentum, self.weight_decay = batch, momentum, weight_decay
         self.short_sides, self.test_side, self.max_side = tuple(short_sides), test_side, max_side
         self.precise_bn, self.prefix, self.seed = precise_bn, name, seed
@@ -396,44 +386,3 @@ def _forever(loader: Iterable[Any]) -> Iterator[Any]:
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
         yield from loader
-
-
-def _scaled(
-    batch: int,
-    lr: float,
-    iterations: int,
-    milestones: Sequence[int],
-    warmup: int,
-    eval_iters: Sequence[int],
-) -> Schedule:
-    """The schedule of 16 images a step at another batch.
-
-    Source: detectron2@02b5c4e2, ``DefaultTrainer.auto_scale_workers``.
-    """
-    scale = batch / PAPER_BATCH
-    steps = [
-        tuple(round(n / scale) for n in counts)
-        for counts in ((iterations, warmup), milestones, eval_iters)
-    ]
-    return Schedule(lr * scale, steps[0][0], steps[1], steps[0][1], steps[2])
-
-
-def fidelity(batch: int, accumulated: int, normalised: int) -> str:
-    """What a small-batch run changes: images a step, how they are gathered, what BN sees.
-
-    >>> fidelity(16, 8, 2)
-    'accumulated to 16 images a step, BN over 2 images (paper: 16)'
-    >>> fidelity(2, 1, 2)
-    'batch 2 (paper: 16), learning rate x 2/16 and steps x 16/2, BN over 2 images (paper: 16)'
-    """
-    parts = []
-    if batch != PAPER_BATCH:
-        parts.append(
-            f"batch {batch} (paper: {PAPER_BATCH}), learning rate x {batch}/{PAPER_BATCH} "
-            f"and steps x {PAPER_BATCH}/{batch}"
-        )
-    if accumulated > 1:
-        parts.append(f"accumulated to {batch} images a step")
-    if normalised != PAPER_BATCH:
-        parts.append(f"BN over {normalised} images (paper: {PAPER_BATCH})")
-    return ", ".join(parts) or "as in the paper"
