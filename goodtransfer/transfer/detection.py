@@ -1,6 +1,5 @@
 """Detection: an encoder fine-tuned in Faster R-CNN C4 (the paper's VOC columns; protocol 3)."""
 
-import math
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -263,10 +262,6 @@ class Detection(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self._last_step = self.trainer.global_step
-        loop = self.trainer.fit_loop
-        if loop.max_epochs == -1:  # for the bar, which counts epochs
-            batches = self.schedule.iterations * self.trainer.accumulate_grad_batches
-            loop.max_epochs = math.ceil(batches / self.trainer.num_training_batches)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         # Lightning validates where the number of batches divides by this; it asks after this hook.
