@@ -1,15 +1,20 @@
-"""Does the smoke study mean something? The order of its linear probes, over seeds.
+"""Does the smoke study mean something? The order of its linear probes, and of its detectors.
 
     python examples/smoke_order.py OUT [--seeds 3]
 
-Expected, each step by more than three standard errors on the test images:
-pixels < untrained encoder < every method, and cross-entropy highest. Makes what is not done in OUT.
+Expected of the probes, each step by more than three standard errors on the test images: pixels <
+untrained encoder < every method, and cross-entropy highest. Of the detectors: every one far above
+the same network before its fine-tuning. Makes what is not done in OUT.
 """
 
 import argparse
 import math
 from pathlib import Path
 
+import pytorch_lightning as pl
+
+from goodtransfer import Detection, VOCDetectionDataModule
+from goodtransfer.data import toy
 from goodtransfer.study import Study
 from goodtransfer.study.report import summary
 from goodtransfer.study.run import run_study
@@ -40,7 +45,23 @@ def main() -> int:
         failed += sum(e <= 3 for e in errors)
         print(f"{lower:>12} < {higher:<12} " + "  ".join(f"{e:5.1f}" for e in errors))
     print("\nall steps exceed three standard errors" if not failed else f"\n{failed} steps do not")
+
+    before = before_fine_tuning(study)
+    print(f"\nVOC07 AP50 in %; before fine-tuning {before:.1f}")
+    for label, measured in summary(study):
+        values = measured.get("voc07_AP50", [])
+        failed += sum(value < before + 5 for value in values)
+        if values:
+            print(f"{label:>12}: " + "  ".join(f"{value:5.1f}" for value in values))
     return int(failed > 0)
+
+
+def before_fine_tuning(study: Study) -> float:
+    """AP50 of the detector that every row's fine-tuning starts from, on an untrained encoder."""
+    data = VOCDetectionDataModule(study.voc_root, class_names=toy.CLASSES, batch_size=8)
+    task = Detection(study.scale.every["encoder"], **study.scale.voc07.arguments())
+    trainer = pl.Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    return float(trainer.test(task, data, verbose=False)[0]["voc07_AP50"])
 
 
 def gap(lower: float, higher: float, images: int) -> float:

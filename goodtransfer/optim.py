@@ -35,7 +35,7 @@ def warmup_step(
 
     Source: detectron2@02b5c4e2, ``WarmupMultiStepLR``, with the factor of its defaults.
     """
-    alpha = min(1.0, iteration / max(1, warmup))
+    alpha = iteration / warmup if iteration < warmup else 1.0
     return (warmup_factor * (1 - alpha) + alpha) * 0.1 ** sum(iteration >= m for m in milestones)
 
 

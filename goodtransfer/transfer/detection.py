@@ -316,8 +316,8 @@ class Detection(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._detect = None
         if not self.trainer.sanity_checking:
-            scores = {f"{self.prefix}_{name}": value for name, value in self.ap.compute().items()}
-            self.log_dict({name: value.to(torch.float32) for name, value in scores.items()})
+            for name, value in self.ap.compute().items():  # over all ranks, so their mean is it
+                self.log(f"{self.prefix}_{name}", value.float(), sync_dist=True)
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -329,8 +329,8 @@ class Detection(pl.LightningModule):
         """
         detector = deepcopy(self._own())
         norms = [m for m in detector.modules() if isinstance(m, _BatchNorm)]
-        loader = self._training_loader()
-        if self.precise_bn == 0 or not norms or loader is None:
+        loader = self._training_loader() if self.precise_bn and norms else None
+        if loader is None:
             return detector.eval()
         for norm in norms:
             norm.reset_running_stats()
