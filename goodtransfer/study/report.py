@@ -28,12 +28,16 @@ CURVES = {
 }
 
 
+# Kind of cell -> how it deviates from the paper, part by part.
+Fidelity = dict[str, list[str]]
+
+
 @dataclass
 class Line:
     """A row of a printed table."""
 
     label: str
-    fidelity: str
+    fidelity: Fidelity
     paper: dict[str, str] = field(default_factory=dict)
     ours: dict[str, str] = field(default_factory=dict)
     best: set[str] = field(default_factory=set)
@@ -55,9 +59,10 @@ def write_report(study: Study) -> Path:
     html = page.get_template("report.html.j2").render(
         study=study,
         tables=[
-            (table, _columns(study, table), _lines(study, table, results))
+            (table, _columns(study, table), *_shared(_lines(study, table, results)))
             for table in tables.values()
         ],
+        sentence=_sentence,
         names=NAMES,
         curves=_figures(study, results),
         detections=_detections(study, results),
@@ -98,25 +103,45 @@ def _lines(study: Study, table: Table, results: Results) -> list[Line]:
 
 def _measured(
     study: Study, table: Table, row: Row, results: Results
-) -> tuple[dict[str, list[float]], str]:
-    """Column -> value per finished seed, and the fidelity line."""
+) -> tuple[dict[str, list[float]], Fidelity]:
+    """Column -> value per finished seed, and how the row's cells deviate."""
     found: dict[str, list[float]] = {}
-    parts: list[str] = []
+    fidelity: Fidelity = {}
     for seed in range(study.seeds):
         cells = study.cells_of(table, row, seed)
-        parts = [_named(kind, cell.fidelity) for kind, cell in cells.items()]
+        fidelity = {
+            kind: [part for part in cell.fidelity.split("; ") if part != "as in the paper"]
+            for kind, cell in cells.items()
+        }
         for kind, columns in COLUMNS.items():
             if kind in cells and results.done(cells[kind].key):
                 for name, value in results.metrics(cells[kind].key).items():
                     if name in columns:
                         found.setdefault(name, []).append(value)
-    return found, "; ".join(part for part in parts if part) or "as in the paper"
+    return found, fidelity
 
 
-def _named(kind: str, fidelity: str) -> str:
-    if fidelity == "as in the paper":
-        return ""
-    return fidelity if kind == "pretrain" else f"{kind}: {fidelity}"
+def _shared(lines: list[Line]) -> tuple[list[Line], Fidelity]:
+    """The lines without the deviations that all of them have, and these; one line keeps its own."""
+    shared: Fidelity = {}
+    for kind in {kind for line in lines for kind in line.fidelity} if len(lines) > 1 else ():
+        all_parts = [line.fidelity[kind] for line in lines if kind in line.fidelity]
+        shared[kind] = [p for p in all_parts[0] if all(p in parts for parts in all_parts)]
+    for line in lines:
+        line.fidelity = {
+            kind: [part for part in parts if part not in shared.get(kind, ())]
+            for kind, parts in line.fidelity.items()
+        }
+    return lines, shared
+
+
+def _sentence(fidelity: Fidelity) -> str:
+    """Pretraining first and unnamed, then each transfer under its name."""
+    return "; ".join(
+        ("" if kind == "pretrain" else f"{kind}: ") + "; ".join(fidelity[kind])
+        for kind in ("pretrain", *COLUMNS)
+        if fidelity.get(kind)
+    )
 
 
 def _text(values: Sequence[float]) -> str:

@@ -24,6 +24,8 @@ def run_study(study: Study) -> Path:
                 from goodtransfer.study.cells import run_cell  # torch, only where it is needed
 
                 run_cell(study, cell)
+    if study.voc_root is None and any("voc07_AP" in table.columns for table, _ in study.rows()):
+        print("Without --voc ROOT, the folder of a VOCdevkit, the VOC07 columns are left out.")
     report = write_report(study)
     print(f"{len(cells) - done} cells made, {done} were done. Report: {report}")
     return report

@@ -110,6 +110,21 @@ def test_the_report_is_one_file_with_everything(finished):
     assert f">{supervised:.1f}</td>" in html  # alone in its table
 
 
+def test_what_all_rows_share_is_told_once():
+    from goodtransfer.study.report import Line, _sentence, _shared
+
+    lines, shared = _shared(
+        [
+            Line("a", {"pretrain": ["x", "y"], "linear": ["u"]}),
+            Line("b", {"pretrain": ["y", "z"], "linear": ["u"], "voc07": ["v"]}),
+        ]
+    )
+    assert _sentence(shared) == "y; linear: u; voc07: v"
+    assert [_sentence(line.fidelity) for line in lines] == ["x", "z"]
+    (alone,), shared = _shared([Line("a", {"pretrain": ["x"], "voc07": ["v"]})])
+    assert (_sentence(alone.fidelity), _sentence(shared)) == ("x; voc07: v", "")
+
+
 def test_list_names_every_cell_and_what_it_changes(finished, capsys):
     assert main(["list", "--out", str(finished)]) == 0
     lines = capsys.readouterr().out.splitlines()
