@@ -236,7 +236,7 @@ def test_the_way_is_printed_and_kept(
     batch, micro, accumulate, expected, world, trainer_options, tmp_path, caplog
 ):
     module = task(batch=batch, iterations=1, milestones=(), short_sides=(32,))
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="pytorch_lightning")  # a study in the same process quiets it
     run = trainer(trainer_options, accumulate_grad_batches=accumulate)
     run.fit(module, data(world, batch_size=micro))
     assert run.global_step == 16 // batch
