@@ -10,6 +10,7 @@ and leaves in ``--out`` every detection, the precision over recall, and pictures
 
 import argparse
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def main() -> None:
         )
         trainer.fit(task, data)
         scores = trainer.test(task, data, verbose=False)[0]
-        folder = given.out / spec.replace("/", "_").replace(":", "_").replace("@", "_")
+        folder = given.out / re.sub(r"[^\w.-]+", "_", spec).strip("._")
         folder.mkdir(parents=True, exist_ok=True)
         write_detections(folder, kept.found, task.ap, data)
         (folder / "metrics.json").write_text(json.dumps({**scores, "fidelity": task.fidelity}))
