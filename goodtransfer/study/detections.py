@@ -89,7 +89,7 @@ def _draw(path: Path, found: Found, data: VOCDetectionDataModule) -> None:
             )
             right = right.any(1).tolist()
             titles = [
-                f"{'' if ok else 'not '}{data.class_names[label]} {score:.2f}"
+                f"{data.class_names[label]} {score:.2f}" if ok else f"({data.class_names[label]})"
                 for ok, label, score in zip(right, best["labels"], best["scores"], strict=True)
             ]
             colours = ["lime" if ok else "yellow" for ok in right]
