@@ -153,14 +153,19 @@ class Detection(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
+        num_classes = getattr(data, "num_classes", None)
         if self.detector is None:
-            num_classes = getattr(data, "num_classes", None)
             if num_classes is None:
                 raise ValueError(
                     "Expected the number of classes, but num_classes=None and there is no data "
                     "module to ask: pass Detection(num_classes=...)."
                 )
             self._add_detector(num_classes)
+        elif num_classes not in (None, self.num_classes):
+            raise ValueError(
+                f"Expected a data module of {self.num_classes} classes, as num_classes says, but "
+                f"{type(data).__name__} has {num_classes}: leave num_classes=None to take its number."
+            )
         if stage == "fit" and self.trainer.max_steps == -1:
             loop = self.trainer.fit_loop
             loop.epoch_loop.max_steps = self.schedule.iterations
@@ -238,7 +243,8 @@ class Detection(pl.LightningModule):
         moved: list[Target] = []
         for image, larger, target in zip(images, resized, targets, strict=True):
             y, x = (n / o for n, o in zip(larger.shape[-2:], image.shape[-2:], strict=True))
-            boxes = target["boxes"] * target["boxes"].new_tensor([x, y, x, y])
+            boxes = target["boxes"].float()  # whole numbers, too, become fractions
+            boxes = boxes * boxes.new_tensor([x, y, x, y])
             moved.append({"boxes": boxes, "labels": target["labels"]})
         return resized, moved
 

@@ -136,7 +136,7 @@ def test_boxes_move_with_the_pixels():
     module, chance = task(), random.Random(3)
     image = torch.zeros(3, 60, 100, dtype=torch.uint8)
     image[:, 12:30, 40:80] = 255
-    target = {"boxes": torch.tensor([[40.0, 12.0, 80.0, 30.0]]), "labels": torch.tensor([1])}
+    target = {"boxes": torch.tensor([[40, 12, 80, 30]]), "labels": torch.tensor([1])}
     (larger,), (moved,) = module._resized([image], [target], chance)
     lit = (larger[0] > 127).nonzero().float()
     corners = torch.cat((lit.min(0).values.flip(0), lit.max(0).values.flip(0) + 1))
@@ -457,6 +457,10 @@ def test_sentences_of_encoders_and_classes(world, trainer_options):
     for encoder in ("pixels48", OwnTrunk(nn.Conv2d(3, 8, 3, stride=2))):
         with pytest.raises(ValueError, match="run alone on stage 4's map"):
             task(encoder)
+    with pytest.raises(
+        ValueError, match="data module of 3 classes, .* has 20: leave num_classes=None"
+    ):
+        trainer(trainer_options).fit(task(num_classes=3), data(world))
     loader = DataLoader(Listed(world), batch_size=4, collate_fn=collate)
     with pytest.raises(ValueError, match=r"pass Detection\(num_classes=...\)"):
         trainer(trainer_options).fit(task(num_classes=None), loader)
@@ -486,3 +490,12 @@ def test_a_loss_that_is_no_number_names_images_and_step(world, trainer_options):
     nn.init.constant_(module.detector.rpn_head.anchor_deltas.bias, float("nan"))
     with pytest.raises(FloatingPointError, match="training has diverged. Lower `lr`"):
         trainer(trainer_options).fit(module, data(world))
+
+
+def test_lightning_s_default_number_of_epochs_does_not_end_it(world, trainer_options):
+    """1,000 epochs, which Lightning takes where none are given, are no limit of the user's."""
+    module = task(iterations=1, milestones=())
+    run = trainer(trainer_options, max_epochs=None)
+    with pytest.warns(UserWarning, match="`max_epochs` was not set"):
+        run.fit(module, data(world))
+    assert (run.global_step, run.max_steps, run.max_epochs) == (4, 4, -1)
