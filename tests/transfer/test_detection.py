@@ -57,6 +57,7 @@ def trainer(options, **changes):
 # --- Optimizer and schedule
 
 
+@pytest.mark.data
 @pytest.mark.parametrize("yaml", ["pascal_voc_R_50_C4_24k_moco.yaml", "coco_R_50_C4_2x_moco.yaml"])
 def test_learning_rate_is_detectron2_s(shared, yaml):
     run = json.loads((shared / "parity/det_c4_full_r50/full_r50_names.json").read_text())[yaml]
@@ -66,6 +67,7 @@ def test_learning_rate_is_detectron2_s(shared, yaml):
         assert solver["BASE_LR"] * factor == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.data
 def test_weight_decay_is_detectron2_s(shared):
     run = json.loads((shared / "parity/det_c4_full_r50/full_r50_names.json").read_text())
     with torch.device("meta"):

@@ -14,6 +14,7 @@ from torchvision.ops import box_iou
 from goodtransfer.encoders import ResNet, build
 from goodtransfer.transfer.rcnn_c4 import RCNNC4, detectron2_name, rescale
 
+pytestmark = pytest.mark.data
 SIZES = [(160, 224), (192, 160)]
 
 
@@ -228,7 +229,6 @@ def test_the_key_map_is_that_of_upstreams_converter(full):
             assert ours.removeprefix("backbone.").removeprefix("roi_heads.") == theirs
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_full_width_forward(full):
     reference = full["forward_formula_weights"]
