@@ -166,6 +166,11 @@ class Detection(pl.LightningModule):
                 f"Expected a data module of {self.num_classes} classes, as num_classes says, but "
                 f"{type(data).__name__} has {num_classes}: leave num_classes=None to take its number."
             )
+        self._fused_norms = [
+            name
+            for name, module in self.named_modules()
+            if isinstance(module, _BatchNorm) and any(module.children())
+        ]
         if stage == "fit" and self.trainer.max_steps == -1:
             loop = self.trainer.fit_loop
             loop.epoch_loop.max_steps = self.schedule.iterations
@@ -174,6 +179,13 @@ class Detection(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.fidelity = ""  # until the first batch tells
+        for name in self._fused_norms:
+            if isinstance(self.get_submodule(name), nn.SyncBatchNorm):
+                raise ValueError(
+                    f"Expected batch norms alone under sync_batchnorm=True, but those of "
+                    f"{self.encoder.name} hold activations, which PyTorch's conversion drops: leave it "
+                    "out, or take a trunk such as resnet50."
+                )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         plan = self.schedule

@@ -501,3 +501,21 @@ def test_lightning_s_default_number_of_epochs_does_not_end_it(world, trainer_opt
     with pytest.warns(UserWarning, match="`max_epochs` was not set"):
         run.fit(module, data(world))
     assert (run.global_step, run.max_steps, run.max_epochs) == (4, 4, -1)
+
+
+@pytest.mark.parametrize("encoder", ["timm:tf_efficientnet_lite0", "resnet10w8"])
+def test_sync_batchnorm_may_not_drop_activations(encoder, world, trainer_options):
+    """timm fuses them with norms; here the conversion that ``sync_batchnorm=True`` makes."""
+    if encoder.startswith("timm"):
+        pytest.importorskip("timm", reason="needs timm")
+    module = task(encoder)
+    module.trainer = trainer(trainer_options)
+    module.setup("fit")
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    assert converted is module
+    assert isinstance(module.detector.norm, nn.SyncBatchNorm)
+    if encoder == "resnet10w8":
+        module.on_fit_start()
+        return
+    with pytest.raises(ValueError, match="hold activations, which PyTorch's conversion drops"):
+        module.on_fit_start()
