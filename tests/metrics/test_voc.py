@@ -2,13 +2,11 @@
 
 import json
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.numpy import load_file
 
 import goodtransfer.metrics.voc as voc_module
@@ -23,6 +21,7 @@ from goodtransfer.metrics.voc import (
 
 sys.path.insert(0, str(Path(__file__).parent))
 from literal_voc import by_image, voc_ap, voc_eval
+from voc_ranks import ORDERS, dealt, rank_main
 
 CASES = ["voc_a", "voc_b", "voc_c_no_ties"]  # the first two have equal scores
 INTERPOLATIONS = {"11-point": "use_07_metric", "area": "area"}
@@ -314,12 +313,6 @@ def many_images():
     return as_images(detections, objects, range(26))
 
 
-def dealt(predictions, targets, order, metric):
-    for i in order:
-        metric.update([predictions[i]], [targets[i]])
-    return metric
-
-
 def test_an_image_seen_again_counts_once_and_the_order_of_images_changes_nothing():
     predictions, targets = many_images()
     once = dealt(predictions, targets, range(26), VOCDetectionAP(3)).evaluation()
@@ -338,36 +331,8 @@ def test_an_image_seen_again_counts_once_and_the_order_of_images_changes_nothing
     assert counted == sum(sizes) - max(sizes)
 
 
-def rank_main(rank, folder):
-    """One of two gloo ranks: deal the images, and save what it computes."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", "The ``compute`` method of metric .* was called before")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=2)
-    predictions, targets = many_images()
-    results = []
-    for orders in ORDERS:
-        metric = dealt(predictions, targets, orders[rank], VOCDetectionAP(3))
-        evaluation = metric.evaluation()
-        results.append({
-            "compute": metric.compute(),
-            "ap": torch.tensor(evaluation.ap),
-            "curves": [torch.tensor(np.stack(evaluation.curve(c))) for c in range(3)],
-        })  # fmt: skip
-    with pytest.raises(RuntimeError, match="no rank has seen any"):
-        VOCDetectionAP(3).evaluation()
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
-
-
-ORDERS = [
-    [range(0, 26, 2), [*range(1, 26, 2), 0]],  # a sampler repeats an image to fill up
-    [range(26), []],
-    [[], [25, *range(25)]],
-]
-
-
 def test_two_ranks_equal_one_process_also_where_one_saw_no_image(tmp_path):
+    torch.save(many_images(), tmp_path / "images.pt")
     torch.multiprocessing.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
     metric = dealt(*many_images(), range(26), VOCDetectionAP(3))
     expected, evaluation = metric.compute(), metric.evaluation()
