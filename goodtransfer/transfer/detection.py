@@ -4,7 +4,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from itertools import count, islice
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import resize as resize_image
 from tqdm import tqdm
 
@@ -200,6 +201,7 @@ class Detection(pl.LightningModule):
         images, targets = batch
         if not self.fidelity:
             self._check(images, targets)
+        self._check_labels(targets)
         with self._seeded("train", self.trainer.global_step, batch_idx) as chance:
             losses, _ = self._own()(*self._resized(images, targets, chance))
         loss = torch.stack(list(losses.values())).sum()
@@ -232,10 +234,13 @@ class Detection(pl.LightningModule):
         rank_zero_info(f"Detection, {self.schedule.iterations:,} steps: {self.fidelity}")
         if images[0].is_floating_point() and self.encoder.normalization is not None:
             check_range(images[0])
+
+    def _check_labels(self, targets: Sequence[Target]) -> None:
+        """Of every batch: the number after the last class would train as background."""
         labels = torch.cat([target["labels"] for target in targets])
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ValueError(
-                f"Expected labels from 0 to {self.num_classes - 1}, but the first batch has "
+                f"Expected labels from 0 to {self.num_classes - 1}, but a batch has "
                 f"{int(labels.min())} to {int(labels.max())}: count classes from 0, without background."
             )
 
@@ -335,7 +340,9 @@ class Detection(pl.LightningModule):
         self._detect = None
         if not self.trainer.sanity_checking:
             for name, value in self.ap.compute().items():  # over all ranks, so their mean is it
-                self.log(f"{self.prefix}_{name}", value.float(), sync_dist=True)
+                # The metric is on the CPU, where NCCL cannot average.
+                score = value.to(self.device, torch.float32)
+                self.log(f"{self.prefix}_{name}", score, sync_dist=True)
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -380,7 +387,10 @@ class Detection(pl.LightningModule):
                 "to make them precisely: pass the data module to Trainer.test, too.",
                 stacklevel=2,
             )
-        return self.trainer.train_dataloader
+        loader = copy(self.trainer.train_dataloader)
+        if isinstance(loader, DataLoader):
+            loader._iterator = None  # persistent workers go on with the fit's own batches
+        return loader
 
     # --- Checkpoints
 
@@ -390,6 +400,7 @@ class Detection(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         restore_input(self.encoder, checkpoint["input"])
+        self.fidelity = checkpoint["fidelity"]
 
 
 def _forever(loader: Iterable[Any]) -> Iterator[Any]:
@@ -398,4 +409,12 @@ def _forever(loader: Iterable[Any]) -> Iterator[Any]:
         sampler: Any = getattr(loader, "sampler", None)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
-        yield from loader
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError(
+                "Expected training batches to make batch norm's statistics, but the loader gave none: "
+                "lower its batch_size, or pass Detection(precise_bn=0)."
+            )

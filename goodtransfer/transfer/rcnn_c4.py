@@ -173,7 +173,9 @@ class RCNNC4(nn.Module):
             class_logits, box_deltas = self.box_predictor(self.region_features(c4, proposals))
             return {}, self.detect(proposals, class_logits, box_deltas, sizes)
         if targets is None:
-            raise ValueError("Expected targets in training mode, but got None: pass one an image.")
+            raise ValueError(
+                "Expected targets in training mode, but got None: pass them, or eval() to detect."
+            )
         losses = self.rpn_losses(anchors, logits, deltas, targets)
         sampled = [self.sample(p, t) for p, t in zip(proposals, targets, strict=True)]
         features = self.region_features(c4, [s["boxes"] for s in sampled])

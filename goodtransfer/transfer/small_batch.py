@@ -58,4 +58,4 @@ def fidelity(batch: int, accumulated: int, normalised: int) -> str:
         parts.append(f"accumulated to {batch} images a step")
     if normalised != PAPER_BATCH:
         parts.append(f"BN over {normalised} images (paper: {PAPER_BATCH})")
-    return ", ".join(parts) or "as in the paper"
+    return ", ".join(parts) or "16 images a step, as in the paper"

@@ -231,7 +231,7 @@ def test_the_wrong_number_of_images_is_a_sentence(world, trainer_options):
         (16, 2, 8, "accumulated to 16 images a step, BN over 2 images (paper: 16)"),
         (4, 4, 1, "batch 4 (paper: 16), learning rate x 4/16 and steps x 16/4, "
                   "BN over 4 images (paper: 16)"),
-        (16, 16, 1, "as in the paper"),
+        (16, 16, 1, "16 images a step, as in the paper"),
     ],
 )  # fmt: skip
 def test_the_way_is_printed_and_kept(
@@ -439,6 +439,7 @@ def test_load_from_checkpoint(encoder, world, trainer_options, tmp_path):
             assert torch.equal(value, theirs[name])
     assert loaded.encoder.normalization == module.encoder.normalization
     assert loaded.num_classes == 20
+    assert loaded.fidelity == module.fidelity != ""
     assert loaded.encoder is loaded.detector.encoder
 
 
@@ -466,7 +467,7 @@ def test_sentences_of_encoders_and_classes(world, trainer_options):
     loader = DataLoader(Listed(world), batch_size=4, collate_fn=collate)
     with pytest.raises(ValueError, match=r"pass Detection\(num_classes=...\)"):
         trainer(trainer_options).fit(task(num_classes=None), loader)
-    with pytest.raises(ValueError, match="Expected labels from 0 to 2, but the first batch has"):
+    with pytest.raises(ValueError, match="Expected labels from 0 to 2, but a batch has"):
         trainer(trainer_options).fit(task(num_classes=3), loader)
 
 
@@ -519,3 +520,9 @@ def test_sync_batchnorm_may_not_drop_activations(encoder, world, trainer_options
         return
     with pytest.raises(ValueError, match="hold activations, which PyTorch's conversion drops"):
         module.on_fit_start()
+
+
+def test_precise_statistics_need_batches(world, trainer_options):
+    few = VOCDetectionDataModule(world, class_names=CLASSES, batch_size=21)
+    with pytest.raises(ValueError, match="Expected"):  # and no endless wait
+        trainer(trainer_options).test(task(), few, verbose=False)
