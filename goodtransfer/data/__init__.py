@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from goodtransfer.data.folder import ImageFolderDataModule
     from goodtransfer.data.imagenet import ImageNetDataModule
     from goodtransfer.data.toy import make_imagefolder
     from goodtransfer.data.toy_voc import make_voc

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# As torchvision's ImageFolder takes them.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+from goodtransfer.data.files import EXTENSIONS
 
 
 class Fingerprint(NamedTuple):

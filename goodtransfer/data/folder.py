@@ -1,128 +1,81 @@
-"""A tree of class folders, as every ImageNet copy and any own data set has it."""
+"""Folders of classes, or of images without any: your own data."""
 
-import random
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+import numpy as np
 
-from goodtransfer.views import Batch, Recipe
-
-Sample = tuple[str, int]  # path, class
+from goodtransfer.data.files import Files, scan, scan_flat
+from goodtransfer.data.images import ImageDataModule, ImageOptions, Parts
 
 
-class ImageReadError(OSError):
-    """An image file that cannot be decoded; the message names it, also out of a loader worker."""
+class ImageFolderDataModule(ImageDataModule):
+    """Your own images: a folder of class folders for each split, as torchvision's ImageFolder.
 
+    Expected tree (any names; images may lie deeper; labels number the class folders in the order of
+    their names)::
 
-def read_image(path: str) -> Image.Image:
-    """Decode a file to RGB; any other mode (grey, palette, CMYK, alpha) is converted."""
-    try:
-        with Image.open(path) as image:
-            image.info.pop("transparency", None)  # dropped anyhow, and PIL warns of some
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageReadError(
-            f"Expected an image at {path}, but it cannot be decoded "
-            f"({str(error) or type(error).__name__}): replace or remove the file."
-        ) from error
-
-
-def scan(folder: Path, expected_tree: str) -> tuple[list[Sample], list[str]]:
-    """Samples and class names below ``folder``, sorted, as torchvision's ImageFolder reads them."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"Expected a folder of classes at {folder}.\n{expected_tree}")
-    try:
-        names, numbers = find_classes(str(folder))
-        samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        problem = str(error).splitlines()[0]
-        raise FileNotFoundError(
-            f"Expected every class folder in {folder} to hold images, but: {problem}\n{expected_tree}"
-        ) from error
-    return samples, names
-
-
-class ImageDataset(Dataset[Batch]):
-    """Views of the images of a list; an item is asked for by (epoch, number).
+        ROOT/train/cat/1.jpg
+        ROOT/train/dog/2.png
+        ROOT/val/cat/3.jpg      the same classes
 
     Args:
-        samples: (path, class) of each image.
-        recipe: how an image becomes views.
-        seed: of the views.
-        read: decoder from path to RGB image.
+        root: the folder that holds the splits.
+        train: name of the folder to train on, such as ``seg_train``; ``"."`` is the root itself.
+        val: name of the folder to report on; None where there is none (then ``selection=0.1`` keeps
+            a tenth of the training images for validation).
+        labelled: False for images in any folders that mean nothing: every label is -1, which
+            serves MoCo, SimCLR and InstDisc.
+        options: see :class:`ImageDataModule`.
+
+    Raises:
+        FileNotFoundError: for a missing or misshapen folder, with the expected tree.
+        ValueError: for classes that are in one split only.
     """
 
     def __init__(
         self,
-        samples: Sequence[Sample],
-        recipe: Recipe,
-        seed: int = 0,
-        read: Callable[[str], Image.Image] = read_image,
+        root: str | Path,
+        *,
+        train: str = "train",
+        val: str | None = "val",
+        labelled: bool = True,
+        **options: Unpack[ImageOptions],
     ) -> None:
-        self.samples, self.recipe, self.seed, self.read = samples, recipe, seed, read
+        super().__init__(root, **options)
+        self.train, self.val, self.labelled = train, val, labelled
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    def read(self) -> Parts:
+        folders = [self.root / name for name in (self.train, self.val) if name is not None]
+        if not self.labelled:
+            return Parts([], *map(self._unlabelled, folders))
+        tree = "The expected tree is:\n" + "\n".join(f"  {f}/CLASS/image.jpg" for f in folders)
+        train, names = scan(folders[0], tree)
+        if len(folders) == 1:
+            return Parts(names, train)
+        val, val_names = scan(folders[1], tree)
+        if val_names != names:
+            odd = sorted(set(val_names) ^ set(names))
+            raise ValueError(
+                f"Expected the same classes in {self.train} and {self.val} of {self.root}, but "
+                f"{len(odd)} are in one only: {odd[:3]}.\n{tree}"
+            )
+        return Parts(names, train, val)
 
-    def __getitem__(self, address: tuple[int, int] | int) -> Batch:
-        epoch, number = address if isinstance(address, tuple) else (0, address)
-        path, label = self.samples[number]
-        views = self.recipe(self.read(path), seed=self.seed, epoch=epoch, index=number)
-        return Batch(views, torch.tensor(label), torch.tensor(number))
-
-
-def collate(items: list[Batch]) -> Batch:
-    """Stack images of one size into a batch."""
-    views = tuple(torch.stack(view) for view in zip(*(i.views for i in items), strict=True))
-    label, index = (_stacked([item[field] for item in items]) for field in (1, 2))
-    return Batch(views, label, index)
-
-
-def _stacked(values: list[Any]) -> Tensor | None:
-    return None if values[0] is None else torch.stack(values)
-
-
-def per_class_share(
-    samples: Sequence[Sample], share: float, seed: int, at_most: int | None = None
-) -> tuple[list[Sample], list[Sample]]:
-    """Split off a seeded share of every class (at least one image): (the share, the rest)."""
-    by_class: dict[int, list[Sample]] = {}
-    for sample in samples:
-        by_class.setdefault(sample[1], []).append(sample)
-    taken: set[str] = set()
-    for label, group in by_class.items():
-        count = max(1, round(share * len(group)))
-        count = min(count, at_most) if at_most is not None else count
-        chosen = random.Random(f"{seed}/{label}").sample(group, count)
-        taken.update(path for path, _ in chosen)
-    return [s for s in samples if s[0] in taken], [s for s in samples if s[0] not in taken]
+    def _unlabelled(self, folder: Path) -> Files:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"Expected a folder of images at {folder}.")
+        return scan_flat(folder)
 
 
-def listed(samples: Sequence[Sample], root: Path, lines: Iterable[str]) -> list[Sample]:
-    """The samples that a list names, by class folder or by path below ``root``.
-
-    Raises:
-        ValueError: for an entry that names nothing, or an empty list.
-    """
-    wanted = {line.strip().strip("/") for line in lines if line.strip()}
-    found: set[str] = set()
-    kept = []
-    for path, label in samples:
-        relative = Path(path).relative_to(root).as_posix()
-        names = {relative, relative.split("/")[0], relative.split("/")[-1]} & wanted
-        found |= names
-        if names:
-            kept.append((path, label))
-    if not kept or found != wanted:
-        lost = sorted(wanted - found)[:3]
-        raise ValueError(
-            f"Expected a list of class folders or image paths below {root}, but "
-            f"{len(wanted - found)} of {len(wanted)} entries name nothing there: {lost}."
-        )
-    return kept
+def with_classes(parts: Parts, chosen: Files) -> Parts:
+    """The data set with ``chosen`` to train on; the classes it leaves are numbered anew."""
+    present = np.unique(chosen.labels)
+    number = np.full(len(parts.class_names), -1)
+    number[present] = np.arange(len(present))
+    val = parts.val
+    if val is not None:
+        val = val.take(number[val.labels] >= 0)
+        val = val.relabelled(number[val.labels])
+    names = [parts.class_names[label] for label in present]
+    return Parts(names, chosen.relabelled(number[chosen.labels]), val)

@@ -1,6 +1,6 @@
 """A loader whose order is a function of (seed, epoch), and which resumes within an epoch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -46,11 +46,12 @@ class EpochSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.count, generator=generator).tolist()
+            order = torch.randperm(self.count, generator=generator)
         else:
-            order = list(range(self.count))
+            order = torch.arange(self.count)
         ranks, total = world_size(), len(self) * world_size()
-        mine = self.arrange([order[i % self.count] for i in range(rank(), total, ranks)])
+        order = order.repeat(-(-total // self.count))[:total]
+        mine = self.arrange(order[rank() :: ranks].tolist())
         mine, self.skip = mine[self.skip :], 0
         return ((self.epoch, number) for number in mine)
 
@@ -129,3 +130,24 @@ class ResumableLoader(DataLoader[Any]):
         self._consumed = self._resume_at
         if isinstance(self.sampler, EpochSampler):
             self.sampler.set_epoch(self._epoch)
+
+
+def loader(
+    dataset: Dataset[Any],
+    sampler: EpochSampler,
+    *,
+    batch_size: int,
+    num_workers: int,
+    collate: Callable[[list[Any]], Any],
+) -> ResumableLoader:
+    """The loader of every data set here: batches of what ``sampler`` yields."""
+    return ResumableLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=collate,
+        drop_last=sampler.drop_last,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+    )

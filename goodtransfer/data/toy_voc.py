@@ -1,56 +1,27 @@
 """The toy world for detection: several objects in an image, written as PASCAL VOC's VOCdevkit.
 
-The objects are those of `toy`, smaller: one to three of them over one background, without overlap.
-Now and then one is tiny, or cut by the image's border, and then `difficult`, as VOC calls what its
-score leaves out. Masks are those of `toy`; boxes are tight around them.
+The objects are those of `toy_picture`: one to three of them over one background. Now and then one is
+tiny, or cut by the image's border, and then `difficult`, as VOC calls what its score leaves out.
+Boxes are tight around the masks.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from goodtransfer.data import toy
-from goodtransfer.data.toy import (
-    CLASSES,
-    CORNERS,
-    JPEG_QUALITY,
-    Array,
-    Scene,
-    as_bytes,
-    check,
-    invent,
-    mask,
-    paint,
-    write_once,
-)
+from goodtransfer.data import toy, toy_picture
+from goodtransfer.data.toy import CLASSES, JPEG_QUALITY, Array, Scene, check, write_once
+from goodtransfer.data.toy_picture import RADIUS, Picture, box, generator, scatter
 
 SPLITS = ("trainval", "test")
 VERSION = 1  # raise it with any change of pixels or boxes
 LIMIT = 500_000  # images of a split; where test begins, so that trainval can grow
 FIRST = {"trainval": 1, "test": LIMIT + 1}
-
-# The world: uniform ranges, lengths in units of the image's side.
 OBJECTS = 3  # at most in an image
-RADIUS = (0.1, 0.25)  # of the disc of an object's area: 26 to 64 pixels across, of 128
-TINY_RADIUS = (0.04, 0.06)
-OUTSIDE = (0.2, 0.4)  # of a cut object's centre beyond the border, in units of its radius
-HARD = 0.2  # share of objects, after an image's first, that are tiny or cut
-GAP = 0.02  # between objects, at least
-TRIES = 20  # to find an object a free place, before it is left out
-
-# How far from its centre a shape of radius 1 reaches.
-REACH = {"disc": 1.0} | {s: max(math.hypot(*corner) for corner in CORNERS[s]) for s in CORNERS}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What is in one image: objects that do not overlap, over the background of the first."""
-
-    objects: tuple[Scene, ...]
 
 
 @dataclass(frozen=True)
@@ -69,65 +40,27 @@ def picture(seed: int, split: str, index: int) -> Picture:
     >>> [thing.class_name for thing in picture(0, "test", 25).objects][0]
     'disc-dots'
     """
-    kind = len(toy.SPLITS) + SPLITS.index(split)  # other draws than those of toy's splits
-    random = np.random.default_rng([seed, kind, index])
-    objects: list[Scene] = []
-    for number in range(random.integers(1, OBJECTS, endpoint=True)):
-        label = int(random.integers(len(CLASSES))) if number else index % len(CLASSES)
-        what = invent(random, label)
-        hard = number > 0 and random.uniform() < HARD
-        for _ in range(TRIES):
-            what = _placed(random, what, hard)
-            if all(_apart(what, other) for other in objects):
-                objects.append(what)
-                break
-    return Picture(tuple(objects))
-
-
-def _placed(random: np.random.Generator, what: Scene, hard: bool) -> Scene:
-    """The object at a size and place; the texture is scaled with it."""
-    tiny, cut = (True, False) if hard and random.uniform() < 0.5 else (False, hard)
-    radius = float(random.uniform(*(TINY_RADIUS if tiny else RADIUS)))
-    x, y = (float(p) for p in random.uniform(radius, 1 - radius, size=2))
-    if cut:
-        x = -radius * float(random.uniform(*OUTSIDE))
-        x = 1 - x if random.uniform() < 0.5 else x
-        x, y = (x, y) if random.uniform() < 0.5 else (y, x)
-    return replace(what, centre=(x, y), radius=radius, period=what.period * radius / what.radius)
-
-
-def _apart(one: Scene, other: Scene) -> bool:
-    reach = one.radius * REACH[one.shape] + other.radius * REACH[other.shape]
-    return math.dist(one.centre, other.centre) > reach + GAP
+    random = generator(seed, split, index)
+    count = int(random.integers(1, OBJECTS, endpoint=True))
+    return Picture(scatter(random, count, first=index % len(CLASSES)))
 
 
 def draw(what: Picture, size: int) -> tuple[NDArray[np.uint8], list[Annotation]]:
     """Paint the picture (size x size x RGB), and tell what is in it."""
-    pixels: Array = np.empty((size, size, 3), dtype=np.float32)
-    pixels[:] = what.objects[0].background
-    annotations = []
-    for thing in what.objects:
-        covered = mask(thing, size)
-        pixels = paint(thing, covered, pixels)
-        annotations.append(_annotation(thing, covered))
-    return as_bytes(pixels), annotations
+    drawing = toy_picture.draw(what, size)
+    told = zip(what.objects, drawing.masks, strict=True)
+    return drawing.pixels, [_annotation(thing, covered) for thing, covered in told]
 
 
 def _annotation(what: Scene, covered: Array) -> Annotation:
     visible = float(covered.sum()) / (math.pi * (what.radius * len(covered)) ** 2)
+    x1, y1, x2, y2 = box(covered)
     return Annotation(
         name=what.class_name,
-        box=box(covered),
+        box=(x1 + 1, y1 + 1, x2, y2),
         truncated=visible < 0.95,
         difficult=visible < 0.5 or what.radius < RADIUS[0],
     )
-
-
-def box(covered: Array) -> tuple[int, int, int, int]:
-    """First and last column and row, counted from 1, of the pixels that are covered by half."""
-    rows, columns = np.nonzero(covered >= 0.5)
-    x1, y1, x2, y2 = columns.min(), rows.min(), columns.max(), rows.max()
-    return int(x1) + 1, int(y1) + 1, int(x2) + 1, int(y2) + 1
 
 
 # --- The folder

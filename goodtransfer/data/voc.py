@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, TypedDict
 from xml.etree import ElementTree
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from goodtransfer.data.fingerprint import EXTENSIONS, voc_fingerprint, voc_list
-from goodtransfer.data.folder import read_image
-from goodtransfer.data.loader import EpochSampler, GroupedSampler, ResumableLoader
+from goodtransfer.data.files import EXTENSIONS
+from goodtransfer.data.fingerprint import voc_fingerprint, voc_list
+from goodtransfer.data.loader import EpochSampler, GroupedSampler, ResumableLoader, loader
 from goodtransfer.distributed import rank, world_size
+from goodtransfer.views import decode
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -86,7 +86,7 @@ class VOCDataset(Dataset[Item]):
     def __getitem__(self, address: tuple[int, int] | int) -> Item:
         epoch, number = address if isinstance(address, tuple) else (0, address)
         record = self.records[number]
-        pixels = np.asarray(read_image(record.image))
+        pixels = decode(record.image)
         if pixels.shape[:2] != (record.height, record.width):
             raise ValueError(
                 f"Expected {record.image} to be {record.width} x {record.height} pixels, as its "
@@ -243,15 +243,12 @@ class VOCDetectionDataModule(pl.LightningDataModule):
         return self.batch_size * getattr(self.trainer, "accumulate_grad_batches", 1)
 
     def _loader(self, dataset: VOCDataset, sampler: EpochSampler) -> ResumableLoader:
-        return ResumableLoader(
+        return loader(
             dataset,
-            sampler=sampler,
+            sampler,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=collate,
-            drop_last=sampler.drop_last,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
+            collate=collate,
         )
 
     def _choices(self) -> dict[str, Any]:

@@ -1,21 +1,51 @@
-"""The augmentations of the paper, in the order of the official code, on PIL images.
+"""The augmentations of the paper, in the order of the official code.
 
-A recipe is a pure function of (seed, epoch, image index, view number): the same views come for any
-number of workers and ranks, and a resumed run goes on with the views it would have seen.
+A recipe is a list of steps. A step draws: it gives operations with their parameters, from one
+image's size and one generator. The pixels follow: :mod:`~goodtransfer.views.pixels` applies them. The
+generator is seeded with (seed, epoch, image index, view number) and nothing else, so a view is a pure
+function of these: the same for any number of workers and ranks, and after a restart.
 """
 
 import hashlib
+import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple, Protocol
 
-import torch
-from PIL import Image, ImageFilter
+import numpy as np
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
-Scale = tuple[float, float]
+from goodtransfer.views import pixels
+from goodtransfer.views.decode import MAX_PIXELS, Pixels, decode
+
+Scale = float | tuple[float, float]
+
+
+class Operation(NamedTuple):
+    """What is done to an image: a function on pixels, and its parameters."""
+
+    function: Callable[..., Pixels]
+    parameters: tuple[float, ...] = ()
+
+    def __call__(self, image: Pixels) -> Pixels:
+        return self.function(image, *self.parameters)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{p:.4g}" if isinstance(p, float) else str(p) for p in self.parameters)
+        return f"{self.function.__name__}({shown})"
+
+
+class Step(Protocol):
+    """Draws what is to be done to an image of this size.
+
+    Use ``random.random()`` alone, the one method whose numbers Python promises to keep.
+    """
+
+    def __call__(self, random: Random, height: int, width: int) -> Iterator[Operation]: ...
 
 
 @dataclass(frozen=True)
@@ -25,87 +55,285 @@ class Recipe:
     Attributes:
         name: as methods name it in their ``views`` argument.
         count: views per image.
-        transform: PIL image to PIL image, drawing from torch's CPU generator only.
+        steps: in their order.
     """
 
     name: str
     count: int
-    transform: Callable[[Image.Image], Image.Image]
+    steps: tuple[Step, ...]
 
     def __call__(
-        self, image: Image.Image, *, seed: int = 0, epoch: int = 0, index: int = 0
+        self, image: Pixels | Image.Image, *, seed: int = 0, epoch: int = 0, index: int = 0
     ) -> tuple[Tensor, ...]:
-        """``count`` views, uint8 (3, H, W), leaving the global generator as it was."""
-        state = torch.get_rng_state()
-        try:
-            return tuple(
-                self._view(image, (seed, epoch, index, view)) for view in range(self.count)
+        """``count`` views, uint8 (3, H, W).
+
+        Args:
+            image: RGB, as an array (H, W, 3) or of PIL.
+            seed: of the run.
+            epoch: counted from 0.
+            index: the image's number in its data set.
+        """
+        return tuple(
+            self.view(image, number, seed=seed, epoch=epoch, index=index)
+            for number in range(self.count)
+        )
+
+    def view(
+        self, image: Pixels | Image.Image, number: int, *, seed: int, epoch: int, index: int
+    ) -> Tensor:
+        """View ``number`` of the image, uint8 (3, H, W)."""
+        made = np.asarray(image)
+        if made.ndim != 3 or made.shape[2] != 3 or made.dtype != np.uint8:
+            raise ValueError(
+                f"Expected an RGB image of uint8 (H, W, 3), but got {made.dtype} {made.shape}: "
+                "convert it, as goodtransfer.views.decode does."
             )
-        finally:
-            torch.set_rng_state(state)
+        height, width = made.shape[:2]
+        for operation in self.draw(height, width, number, seed=seed, epoch=epoch, index=index):
+            made = operation(made)
+        return pixels.to_tensor(made)
 
-    def _view(self, image: Image.Image, address: tuple[int, int, int, int]) -> Tensor:
-        digest = hashlib.blake2b(struct.pack("<4q", *address), digest_size=8).digest()
-        # The CPU generator alone: torch.manual_seed would also queue a call for every GPU.
-        torch.default_generator.manual_seed(int.from_bytes(digest, "little", signed=True))
-        view: Tensor = v2.functional.pil_to_tensor(self.transform(image))
-        return view
+    def draw(
+        self, height: int, width: int, number: int, *, seed: int, epoch: int, index: int
+    ) -> list[Operation]:
+        """What is done to an image of this size to make its view ``number``."""
+        address = struct.pack("<4q", seed, epoch, index, number)
+        random = Random(int.from_bytes(hashlib.blake2b(address, digest_size=16).digest(), "little"))
+        return [done for step in self.steps for done in step(random, height, width)]
 
 
-class GaussianBlur:
-    """MoCo's blur: PIL's filter with a sigma from U(low, high).
+class TwoViews:
+    """Two views of an image file, decoded once: for your own data set and loader.
 
-    PIL approximates the Gaussian by extended boxes, other than SimCLR's truncated kernel. The paper
-    prints (0.1, 0.2), taken for a typing error of MoCo-v2's (0.1, 2.0) (protocol 1.4).
+    Args:
+        recipe: such as ``views.moco_v2(224)``.
+        max_pixels: see :func:`decode`.
     """
 
-    def __init__(self, low: float = 0.1, high: float = 2.0) -> None:
-        self.low, self.high = low, high
+    def __init__(self, recipe: Recipe, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.recipe, self.max_pixels = recipe, max_pixels
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        sigma = torch.empty(()).uniform_(self.low, self.high).item()
-        return image.filter(ImageFilter.GaussianBlur(radius=sigma))
-
-
-def moco_v1(size: int = 224, *, scale: Scale = (0.2, 1.0)) -> Recipe:
-    """MoCo v1's two views (protocol 1.3): grayscale before a jitter that is always applied."""
-    steps = [
-        v2.RandomResizedCrop(size, scale=scale),
-        v2.RandomGrayscale(p=0.2),
-        v2.ColorJitter(0.4, 0.4, 0.4, 0.4),
-        v2.RandomHorizontalFlip(),
-    ]
-    return Recipe("moco_v1", 2, v2.Compose(steps))
+    def __call__(
+        self, source: str | Path | bytes, *, seed: int = 0, epoch: int = 0, index: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Query and key, uint8 (3, H, W), from a path or a file's content."""
+        image = decode(source, max_pixels=self.max_pixels)
+        query, key = (
+            self.recipe.view(image, number, seed=seed, epoch=epoch, index=index)
+            for number in (0, 1)
+        )
+        return query, key
 
 
-def moco_v2(size: int = 224, *, scale: Scale = (0.2, 1.0)) -> Recipe:
-    """MoCo v2's two views (protocol 1.4), the full ladder of Table 1."""
-    return Recipe("moco_v2", 2, v2.Compose(_moco_v2_steps(size, scale)))
+# --- Steps. All distributions are torchvision's.
 
 
-def supervised(size: int = 224, *, scale: Scale = (0.08, 1.0)) -> Recipe:
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A part of the image of random area and aspect, resized to ``size`` x ``size``."""
+
+    size: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __call__(self, random: Random, height: int, width: int) -> Iterator[Operation]:
+        yield Operation(pixels.crop, self._part(random, height, width))
+        yield Operation(pixels.resize, (self.size, self.size))
+
+    def _part(self, random: Random, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width: ten tries, and then the middle at the nearest aspect."""
+        low, high = self.ratio
+        for _ in range(10):
+            area = height * width * _between(random, *self.scale)
+            aspect = math.exp(_between(random, math.log(low), math.log(high)))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                top = int(random.random() * (height - h + 1))
+                return top, int(random.random() * (width - w + 1)), h, w
+        w = min(width, max(1, round(height * high)))
+        h = min(height, max(1, round(width / low)))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The short side to ``short``, then the middle ``size`` x ``size``."""
+
+    short: int
+    size: int
+
+    def __call__(self, random: Random, height: int, width: int) -> Iterator[Operation]:
+        least = min(height, width)
+        h, w = (int(self.short * side / least) for side in (height, width))
+        top, left = (round((side - self.size) / 2) for side in (h, w))
+        yield Operation(pixels.resize, (h, w))
+        yield Operation(pixels.crop, (top, left, self.size, self.size))
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Brightness, contrast, saturation and hue in a random order, with probability ``p``.
+
+    The first three are multiplied by 1 - x to 1 + x, the hue is turned by up to ``hue`` each way.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    p: float = 1.0
+
+    def __call__(self, random: Random, height: int, width: int) -> Iterator[Operation]:
+        if random.random() >= self.p:
+            return
+        factors = {
+            pixels.brightness: self.brightness,
+            pixels.contrast: self.contrast,
+            pixels.saturation: self.saturation,
+        }
+        changes = [
+            Operation(function, (_between(random, max(0, 1 - reach), 1 + reach),))
+            for function, reach in factors.items()
+        ]
+        changes.append(Operation(pixels.hue, (_between(random, -self.hue, self.hue),)))
+        while changes:
+            yield changes.pop(int(random.random() * len(changes)))
+
+
+@dataclass(frozen=True)
+class Grayscale:
+    """Grey with probability ``p``."""
+
+    p: float
+
+    def __call__(self, random: Random, height: int, width: int) -> Iterator[Operation]:
+        if random.random() < self.p:
+            yield Operation(pixels.grayscale)
+
+
+@dataclass(frozen=True)
+class Blur:
+    """MoCo's blur with probability ``p``: PIL's, with a sigma from ``low`` to ``high``.
+
+    The paper prints (0.1, 0.2), taken for a typing error of MoCo v2's (0.1, 2.0) (protocol 1.4).
+    """
+
+    p: float = 0.5
+    low: float = 0.1
+    high: float = 2.0
+
+    def __call__(self, random: Random, height: int, width: int) -> Iterator[Operation]:
+        if random.random() < self.p:
+            yield Operation(pixels.blur, (_between(random, self.low, self.high),))
+
+
+@dataclass(frozen=True)
+class KernelBlur:
+    """SimCLR's blur with probability ``p``: a Gaussian cut off at a tenth of the image's side."""
+
+    size: int
+    p: float = 0.5
+    low: float = 0.1
+    high: float = 2.0
+
+    def __call__(self, random: Random, height: int, width: int) -> Iterator[Operation]:
+        if random.random() < self.p:
+            kernel = 2 * (self.size // 10 // 2) + 1
+            sigma = _between(random, self.low, self.high)
+            yield Operation(pixels.gaussian_blur, (kernel, sigma))
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Left to right with probability ``p``."""
+
+    p: float = 0.5
+
+    def __call__(self, random: Random, height: int, width: int) -> Iterator[Operation]:
+        if random.random() < self.p:
+            yield Operation(pixels.flip)
+
+
+def _between(random: Random, low: float, high: float) -> float:
+    return low + (high - low) * random.random()
+
+
+# --- Recipes
+
+
+def moco_v1(size: int = 224, *, scale: Scale = 0.2) -> Recipe:
+    """MoCo v1's two views (protocol 1.3): grayscale before a jitter that is always applied.
+
+    https://github.com/facebookresearch/moco/blob/3b42c2a12afd20da783501e87c3ea837c054397c/main_moco.py
+    """
+    jitter = ColorJitter(0.4, 0.4, 0.4, 0.4)
+    return Recipe("moco_v1", 2, (_crop(size, scale), Grayscale(0.2), jitter, Flip()))
+
+
+def moco_v2(size: int = 224, *, scale: Scale = 0.2) -> Recipe:
+    """MoCo v2's two views (protocol 1.4), the full ladder of Table 1.
+
+    https://github.com/facebookresearch/moco/blob/3b42c2a12afd20da783501e87c3ea837c054397c/main_moco.py
+    """
+    return Recipe("moco_v2", 2, _rung(5, size, scale))
+
+
+def supervised(size: int = 224, *, scale: Scale = 0.08) -> Recipe:
     """One view by MoCo v2's steps with a crop scale from 0.08 (Table 1, footnote 1)."""
-    return Recipe("supervised", 1, v2.Compose(_moco_v2_steps(size, scale)))
+    return Recipe("supervised", 1, _rung(5, size, scale))
 
 
-def linear(size: int = 224, *, scale: Scale = (0.08, 1.0)) -> Recipe:
+def simclr(size: int = 224, *, scale: Scale = 0.08) -> Recipe:
+    """SimCLR's two views (protocol 1.8): flipped before a jitter twice as strong.
+
+    https://github.com/google-research/simclr/blob/ac4626a6cc7ecfd4bd95bcccdb2fbe646028a4f7/data_util.py
+    Upstream's blur darkens the borders (it pads with zeros); this one mirrors them.
+    """
+    jitter = ColorJitter(0.8, 0.8, 0.8, 0.2, p=0.8)
+    steps = (_crop(size, scale), Flip(), jitter, Grayscale(0.2), KernelBlur(size))
+    return Recipe("simclr", 2, steps)
+
+
+RUNGS = ("flip", "crop", "jitter", "gray", "blur")
+
+
+def ladder(rung: str | int, size: int = 224, *, scale: Scale = 0.2, count: int = 2) -> Recipe:
+    """A row of Table 1: this augmentation and all before it, in MoCo v2's order.
+
+    Without the crop, a view is the middle of the image (256 to 224 pixels; the paper is silent).
+
+    Args:
+        rung: ``"flip"``, ``"crop"``, ``"jitter"``, ``"gray"`` or ``"blur"``, or its row from 1 to 5.
+        size: side of a view in pixels.
+        scale: of the crop: the paper's 0.08 for supervised, 0.2 for unsupervised pretraining.
+        count: views of an image, 1 for supervised pretraining.
+    """
+    names = dict(zip((*RUNGS, *range(1, 6)), (*range(1, 6), *range(1, 6)), strict=True))
+    if rung not in names:
+        raise ValueError(
+            f"Expected a rung of Table 1, {', '.join(RUNGS)} or 1 to 5, but got {rung!r}."
+        )
+    return Recipe(f"ladder_{RUNGS[names[rung] - 1]}", count, _rung(names[rung], size, scale))
+
+
+def linear(size: int = 224, *, scale: Scale = 0.08) -> Recipe:
     """One view for the linear readout's training (protocol 2.1): crop and flip."""
-    steps = [v2.RandomResizedCrop(size, scale=scale), v2.RandomHorizontalFlip()]
-    return Recipe("linear", 1, v2.Compose(steps))
+    return Recipe("linear", 1, (_crop(size, scale), Flip()))
 
 
 def center(size: int = 224) -> Recipe:
     """One view for evaluation: short side to 256/224 of ``size``, then the centre."""
-    steps = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
-    return Recipe("center", 1, v2.Compose(steps))
+    return Recipe("center", 1, (_center(size),))
 
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "moco_v1": moco_v1,
     "moco_v2": moco_v2,
     "supervised": supervised,
+    "simclr": simclr,
     "linear": linear,
     "center": center,
+    **{f"ladder_{rung}": lambda size, rung=rung, **kw: ladder(rung, size, **kw) for rung in RUNGS},
 }
 
 
@@ -116,11 +344,19 @@ def recipe(name: str, size: int, **options: Any) -> Recipe:
     return RECIPES[name](size, **options)
 
 
-def _moco_v2_steps(size: int, scale: Scale) -> list[Any]:
-    return [
-        v2.RandomResizedCrop(size, scale=scale),
-        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        v2.RandomGrayscale(p=0.2),
-        v2.RandomApply([GaussianBlur()], p=0.5),
-        v2.RandomHorizontalFlip(),
-    ]
+def _rung(number: int, size: int, scale: Scale) -> tuple[Step, ...]:
+    """The first ``number`` augmentations of Table 1. The flip comes first in it, but is done last."""
+    crop: Sequence[Step] = (_crop(size, scale) if number > 1 else _center(size),)
+    colour: Sequence[Step] = (ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), Grayscale(0.2), Blur())
+    return (*crop, *colour[: max(number - 2, 0)], Flip())
+
+
+def _crop(size: int, scale: Scale) -> RandomResizedCrop:
+    low, high = (scale, 1.0) if isinstance(scale, int | float) else scale
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"Expected a crop scale of shares from 0 to 1, but got {scale}.")
+    return RandomResizedCrop(size, (low, high))
+
+
+def _center(size: int) -> CenterCrop:
+    return CenterCrop(round(size * 256 / 224), size)

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DistributedSampler
 
 from goodtransfer.data import ImageNetDataModule, loader
-from goodtransfer.data.folder import ImageDataset, collate
+from goodtransfer.data.files import scan_flat
+from goodtransfer.data.images import ImageDataset, collate
 from goodtransfer.data.loader import EpochSampler, GroupedSampler, ResumableLoader
 from goodtransfer.views import recipe
 
@@ -147,9 +148,8 @@ def root(tmp_path_factory):
 
 
 def resumable(root, workers=0):
-    samples = [(str(path), 0) for path in sorted((root / "train" / "a").iterdir())]
     return ResumableLoader(
-        ImageDataset(samples, recipe("moco_v2", 6)),
+        ImageDataset(scan_flat(root / "train"), recipe("moco_v2", 6)),
         sampler=EpochSampler(COUNT, shuffle=True, drop_last=True),
         batch_size=BATCH,
         num_workers=workers,

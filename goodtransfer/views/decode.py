@@ -1,0 +1,98 @@
+"""From a file to RGB pixels: what PIL would give, by the fastest decoder that gives the same bits."""
+
+import io
+import threading
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]  # RGB (height, width, 3)
+
+# Where PIL stops by itself: a few kilobytes can claim to be gigabytes of pixels.
+MAX_PIXELS = 178_956_970
+
+
+class ImageReadError(OSError):
+    """An image that cannot be decoded; the message names its file, also out of a loader worker."""
+
+
+def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """An image at full resolution as uint8 RGB (H, W, 3), whatever its kind.
+
+    The content decides, not the file's name. As torchvision's ImageFolder does, grey, palette and
+    CMYK images are converted, alpha is dropped, and an orientation in EXIF is not applied; of 16-bit
+    grey the upper eight bits count. JPEGs are decoded by libjpeg-turbo, with the bits that PIL gives.
+
+    Args:
+        source: a path, or the file's content.
+        max_pixels: an image that claims more is refused before it is decoded.
+
+    Raises:
+        ImageReadError: naming the file and what is wrong with it.
+    """
+    name = "the given bytes" if isinstance(source, bytes) else str(source)
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ImageReadError(
+            f"Expected an image at {name}, but cannot read it: {error}."
+        ) from error
+    if not content:
+        raise ImageReadError(_undecodable(name, "it is empty"))
+    if content[:3] == b"\xff\xd8\xff":
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(content)
+            _guard(width, height, max_pixels, name)
+            pixels: Pixels = simplejpeg.decode_jpeg(content, colorspace="RGB")
+            return pixels
+        except ValueError:
+            pass  # CMYK, or a fault: PIL knows the first and words the second
+    return _decode_by_pil(content, max_pixels, name)
+
+
+def _decode_by_pil(content: bytes, max_pixels: int, name: str) -> Pixels:
+    try:
+        with _open(content) as image:
+            _guard(*image.size, max_pixels, name)
+            image.info.pop("transparency", None)  # dropped anyhow, and PIL warns of some
+            if image.mode.startswith("I;16"):  # PIL would clip at 255
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            return np.array(image.convert("RGB"))
+    except ImageReadError:
+        raise
+    except Exception as error:  # on damaged files PIL's readers raise nearly everything
+        # PIL names a buffer by its address.
+        words = "it is no image PIL knows" if "identify" in str(error) else str(error)
+        raise ImageReadError(_undecodable(name, words or type(error).__name__)) from error
+
+
+_OPENING = threading.Lock()
+
+
+def _open(content: bytes) -> Image.Image:
+    """Read the header, without PIL's own limit, since ours may be higher."""
+    with _OPENING:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(content))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _guard(width: int, height: int, max_pixels: int, name: str) -> None:
+    if width * height > max_pixels:
+        raise ImageReadError(
+            f"Expected an image of at most {max_pixels:,} pixels at {name}, but it claims "
+            f"{width} x {height}: remove it, or pass a higher max_pixels if you trust it."
+        )
+
+
+def _undecodable(name: str, fault: str) -> str:
+    return (
+        f"Expected an image at {name}, but it cannot be decoded ({fault}): replace or remove "
+        "the file."
+    )
