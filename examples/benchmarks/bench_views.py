@@ -25,7 +25,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import simplejpeg
 import torch
@@ -121,7 +120,6 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
     warnings.filterwarnings("ignore")
 
     ours = views.TwoViews(views.moco_v2(224))
