@@ -44,12 +44,13 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Pixel
         raise ImageReadError(_undecodable(name, "it is empty"))
     if content[:3] == b"\xff\xd8\xff":
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(content)
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
             _guard(width, height, max_pixels, name)
-            pixels: Pixels = simplejpeg.decode_jpeg(content, colorspace="RGB")
-            return pixels
+            if colours in ("YCbCr", "Gray"):  # CMYK it rounds otherwise than PIL
+                pixels: Pixels = simplejpeg.decode_jpeg(content, colorspace="RGB")
+                return pixels
         except ValueError:
-            pass  # CMYK, or a fault: PIL knows the first and words the second
+            pass  # a fault, which PIL may forgive, or words better
     return _decode_by_pil(content, max_pixels, name)
 
 

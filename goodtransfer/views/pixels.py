@@ -74,7 +74,10 @@ def grayscale(image: Pixels) -> Pixels:
 
 
 def blur(image: Pixels, sigma: float) -> Pixels:
-    """PIL's GaussianBlur(radius=sigma): three extended boxes, here as the one kernel they make."""
+    """PIL's GaussianBlur(radius=sigma): three extended boxes, here as the one kernel they make.
+
+    PIL repeats the border anew for each box, so the outermost few pixels differ a little.
+    """
     kernel = box_kernel(sigma)
     return cv2.sepFilter2D(image, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
 

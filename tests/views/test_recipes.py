@@ -1,23 +1,23 @@
-"""The recipes against their steps written out with torchvision's functions, bit for bit.
+"""What the recipes draw: against their steps written out, and against torchvision's distributions."""
 
-The literal versions below follow facebookresearch/moco@78b69ca main_moco.py (both orders), and are
-built on ``torchvision.transforms`` (the library's first generation) where ours use ``v2``.
-"""
-
+import math
+import pickle
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torchvision import transforms as v1
-from torchvision.transforms import functional as F
 
 from goodtransfer import views
-from goodtransfer.views import RECIPES, Recipe, recipe
-from goodtransfer.views.recipes import GaussianBlur
+from goodtransfer.views import RECIPES, RUNGS, Recipe, TwoViews, pixels, recipe
+from goodtransfer.views.recipes import Operation
 
 SIZE = 32
+ADDRESS = {"seed": 3, "epoch": 5, "index": 7}
 
 
 def photo(width=61, height=47, seed=0):
@@ -25,86 +25,260 @@ def photo(width=61, height=47, seed=0):
     generator = np.random.default_rng(seed)
     ramp = np.linspace(0, 120, width)[None, :, None] * np.array([1.0, 0.5, 0.2])
     noise = generator.integers(0, 130, (height, width, 3))
-    return Image.fromarray((ramp + noise).astype(np.uint8))
+    return (ramp + noise).astype(np.uint8)
 
 
-def coin():
-    return torch.rand(1).item()
+# --- The recipes written out, from the same random numbers. The order of the augmentations and their
+# --- parameters are those of protocols 1.3, 1.4, 1.8, 1.9, 2.1; each takes the numbers in turn.
 
 
-def crop(image, low):
-    box = v1.RandomResizedCrop.get_params(image, [low, 1.0], [3 / 4, 4 / 3])
-    return F.resized_crop(image, *box, [SIZE, SIZE], v1.InterpolationMode.BILINEAR)
+class Coins:
+    """The random numbers of a view: blake2b of four numbers seeds Python's generator."""
+
+    def __init__(self, seed, epoch, index, number):
+        from hashlib import blake2b
+
+        words = b"".join(n.to_bytes(8, "little", signed=True) for n in (seed, epoch, index, number))
+        seed = int.from_bytes(blake2b(words, digest_size=16).digest(), "little")
+        self.toss = random.Random(seed).random
+
+    def between(self, low, high):
+        return low + (high - low) * self.toss()
 
 
-def jitter(image, brightness, contrast, saturation, hue):
-    ranges = [[1 - x, 1 + x] for x in (brightness, contrast, saturation)]
-    order, *factors = v1.ColorJitter.get_params(*ranges, [-hue, hue])
-    adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-    for number in order:
-        image = adjust[number](image, factors[number])
-    return image
+def crop(coins, h, w, low):
+    for _ in range(10):
+        area = h * w * coins.between(low, 1.0)
+        ratio = math.exp(coins.between(math.log(3 / 4), math.log(4 / 3)))
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if width <= w and height <= h and width and height:
+            top = int(coins.toss() * (h - height + 1))
+            left = int(coins.toss() * (w - width + 1))
+            return [("crop", top, left, height, width), ("resize", SIZE, SIZE)]
+    raise AssertionError("choose an image whose crops fit")
 
 
-def gray(image):
-    return F.to_grayscale(image, num_output_channels=3) if coin() < 0.2 else image
+def jitter(coins, b, c, s, h):
+    waiting = [
+        ("brightness", coins.between(1 - b, 1 + b)),
+        ("contrast", coins.between(1 - c, 1 + c)),
+        ("saturation", coins.between(1 - s, 1 + s)),
+        ("hue", coins.between(-h, h)),
+    ]
+    order = []
+    for left in (4, 3, 2, 1):
+        order.append(waiting.pop(int(coins.toss() * left)))
+    return order
 
 
-def blur(image):
-    sigma = 0.1 + 1.9 * coin()
-    return image.filter(ImageFilter.GaussianBlur(radius=sigma))
+def maybe(coins, p, make):
+    return make() if coins.toss() < p else []
 
 
-def flip(image):
-    return F.hflip(image) if coin() < 0.5 else image
+def gray(coins):
+    return maybe(coins, 0.2, lambda: [("grayscale",)])
 
 
-def literal_moco_v1(image):
-    return flip(jitter(gray(crop(image, 0.2)), 0.4, 0.4, 0.4, 0.4))
+def flip(coins):
+    return maybe(coins, 0.5, lambda: [("flip",)])
 
 
-def literal_moco_v2(image, low=0.2):
-    image = crop(image, low)
-    if coin() < 0.8:
-        image = jitter(image, 0.4, 0.4, 0.4, 0.1)
-    image = gray(image)
-    if coin() < 0.5:
-        image = blur(image)
-    return flip(image)
+def blur(coins):
+    return maybe(coins, 0.5, lambda: [("blur", coins.between(0.1, 2.0))])
 
 
-def literal_supervised(image):
-    return literal_moco_v2(image, low=0.08)
+def middle(h, w):
+    short = round(SIZE * 256 / 224)
+    height, width = (short * side // min(h, w) for side in (h, w))
+    top, left = (round((side - SIZE) / 2) for side in (height, width))
+    return [("resize", height, width), ("crop", top, left, SIZE, SIZE)]
 
 
-def literal_linear(image):
-    return flip(crop(image, 0.08))
+def literal_moco_v1(coins, h, w):
+    return (
+        crop(coins, h, w, 0.2)
+        + gray(coins)
+        + maybe(coins, 1.0, lambda: jitter(coins, 0.4, 0.4, 0.4, 0.4))
+        + flip(coins)
+    )
 
 
-def literal_center(image):
-    side = round(SIZE * 256 / 224)
-    return F.center_crop(F.resize(image, side, v1.InterpolationMode.BILINEAR), [SIZE, SIZE])
+def literal_moco_v2(coins, h, w, low=0.2):
+    return (
+        crop(coins, h, w, low)
+        + maybe(coins, 0.8, lambda: jitter(coins, 0.4, 0.4, 0.4, 0.1))
+        + gray(coins)
+        + blur(coins)
+        + flip(coins)
+    )
+
+
+def literal_supervised(coins, h, w):
+    return literal_moco_v2(coins, h, w, low=0.08)
+
+
+def literal_simclr(coins, h, w):
+    kernel = 2 * (SIZE // 10 // 2) + 1
+    return (
+        crop(coins, h, w, 0.08)
+        + flip(coins)
+        + maybe(coins, 0.8, lambda: jitter(coins, 0.8, 0.8, 0.8, 0.2))
+        + gray(coins)
+        + maybe(coins, 0.5, lambda: [("gaussian_blur", kernel, coins.between(0.1, 2.0))])
+    )
+
+
+def literal_linear(coins, h, w):
+    return crop(coins, h, w, 0.08) + flip(coins)
+
+
+def literal_center(coins, h, w):
+    return middle(h, w)
+
+
+def literal_ladder_flip(coins, h, w):
+    return middle(h, w) + flip(coins)
+
+
+def literal_ladder_crop(coins, h, w):
+    return crop(coins, h, w, 0.2) + flip(coins)
+
+
+def literal_ladder_jitter(coins, h, w):
+    return (
+        crop(coins, h, w, 0.2)
+        + maybe(coins, 0.8, lambda: jitter(coins, 0.4, 0.4, 0.4, 0.1))
+        + flip(coins)
+    )
+
+
+def literal_ladder_gray(coins, h, w):
+    return (
+        crop(coins, h, w, 0.2)
+        + maybe(coins, 0.8, lambda: jitter(coins, 0.4, 0.4, 0.4, 0.1))
+        + gray(coins)
+        + flip(coins)
+    )
+
+
+literal_ladder_blur = literal_moco_v2
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_equals_the_steps_written_out(name):
-    ours, literal, image = recipe(name, SIZE), globals()[f"literal_{name}"], photo()
-    with torch.random.fork_rng(devices=[]):
-        for seed in range(40):
-            torch.manual_seed(seed)
-            expected = literal(image)
-            torch.manual_seed(seed)
-            got = ours.transform(image)
-            assert got.size == (SIZE, SIZE)
-            assert np.array_equal(np.asarray(got), np.asarray(expected)), seed
+def test_draws_the_steps_written_out(name):
+    made, literal = recipe(name, SIZE), globals()[f"literal_{name}"]
+    shown = set()
+    for index in range(60):
+        for number in (0, 1):
+            drawn = made.draw(47, 61, number, seed=1, epoch=2, index=index)
+            expected = literal(Coins(1, 2, index, number), 47, 61)
+            assert [(d.function.__name__, *d.parameters) for d in drawn] == expected
+            shown.add(tuple(d.function.__name__ for d in drawn))
+    assert len(shown) > 1 or name == "center"
+
+
+def test_pixels_follow_what_is_drawn():
+    image, made = photo(), recipe("moco_v2", SIZE)
+    for number, view in enumerate(made(image, **ADDRESS)):
+        expected = image
+        for done in made.draw(47, 61, number, **ADDRESS):
+            expected = done.function(expected, *done.parameters)
+        assert np.array_equal(view.permute(1, 2, 0).numpy(), expected)
 
 
 def test_names_and_counts():
-    counts = {"moco_v1": 2, "moco_v2": 2, "supervised": 1, "linear": 1, "center": 1}
-    made = [recipe(name, SIZE) for name in RECIPES]
-    assert {m.name: m.count for m in made} == counts
+    counts = dict.fromkeys(("moco_v1", "moco_v2", "simclr"), 2)
+    counts |= dict.fromkeys(("supervised", "linear", "center"), 1)
     assert all(RECIPES[name] is getattr(views, name) for name in counts)
-    assert [len(m(photo())) for m in made] == [m.count for m in made]
+    counts |= {f"ladder_{rung}": 2 for rung in RUNGS}
+    assert {name: recipe(name, SIZE).count for name in RECIPES} == counts
+    assert {recipe(name, SIZE).name for name in RECIPES} == set(counts)
+    assert [len(recipe(n, SIZE)(photo())) for n in counts] == list(counts.values())
+
+
+def test_the_ladder_is_cumulative_and_ends_in_moco_v2():
+    assert views.ladder("blur", SIZE).steps == views.moco_v2(SIZE).steps
+    assert views.ladder("blur", SIZE, scale=0.08, count=1).steps == views.supervised(SIZE).steps
+    assert views.ladder("crop", SIZE, scale=0.08).steps == views.linear(SIZE).steps
+    for row, rung in enumerate(RUNGS, start=1):
+        assert views.ladder(row, SIZE) == views.ladder(rung, SIZE)
+    sizes = [len(views.ladder(rung, SIZE).steps) for rung in RUNGS]
+    assert sizes == [2, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="flip, crop, jitter, gray, blur or 1 to 5, but got 6"):
+        views.ladder(6)
+
+
+def test_a_crop_scale_is_the_lower_end_or_both():
+    assert views.moco_v2(SIZE, scale=0.3) == views.moco_v2(SIZE, scale=(0.3, 1.0))
+    for scale in (0, 1.5, (0.5, 0.2), (0.2, 1.1)):
+        with pytest.raises(ValueError, match=r"crop scale of shares from 0 to 1, but got"):
+            views.moco_v2(SIZE, scale=scale)
+
+
+def moments(values):
+    """Mean and its standard error, column by column."""
+    values = np.array(values, dtype=float)
+    return values.mean(0), values.std(0) / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 120), (60, 500)])
+@pytest.mark.parametrize("low", [0.08, 0.2])
+def test_crops_are_distributed_as_torchvisions(low, height, width):
+    """Also of images too long for most crops, and where torchvision falls back to the middle."""
+    made, image = views.linear(SIZE, scale=low), torch.empty(3, height, width)
+    ours = [
+        made.draw(height, width, 0, seed=0, epoch=0, index=n)[0].parameters for n in range(6000)
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = [
+            v1.RandomResizedCrop.get_params(image, [low, 1.0], [3 / 4, 4 / 3]) for _ in range(6000)
+        ]
+
+    def features(boxes):
+        top, left, h, w = np.array(boxes, dtype=float).T
+        return np.stack([top, left, h, w, h * w, w / h, top**2, left**2, (h * w) ** 2], 1)
+
+    (ours, error), (theirs, other) = moments(features(ours)), moments(features(theirs))
+    assert (np.abs(ours - theirs) <= 4.5 * np.sqrt(error**2 + other**2) + 1e-9).all()
+
+
+def test_jitter_is_distributed_as_torchvisions():
+    """Factors uniform, every order equally often."""
+    made = views.moco_v1(SIZE)
+    orders, factors = {}, []
+    for index in range(6000):
+        drawn = [
+            d for d in made.draw(40, 40, 0, seed=0, epoch=0, index=index)
+            if d.function in (pixels.brightness, pixels.contrast, pixels.saturation, pixels.hue)
+        ]  # fmt: skip
+        names = tuple(d.function.__name__ for d in drawn)
+        orders[names] = orders.get(names, 0) + 1
+        factors.append([d.parameters[0] for d in sorted(drawn, key=lambda d: d.function.__name__)])
+    assert len(orders) == 24
+    assert all(abs(n - 250) < 4.5 * math.sqrt(250) for n in orders.values())
+    low, high = np.min(factors, 0), np.max(factors, 0)  # brightness, contrast, hue, saturation
+    assert np.allclose(low, [0.6, 0.6, -0.4, 0.6], atol=0.002)
+    assert np.allclose(high, [1.4, 1.4, 0.4, 1.4], atol=0.002)
+    mean, error = moments(factors)
+    assert (np.abs(mean - [1, 1, 0, 1]) < 4.5 * error).all()
+    assert (np.abs(np.corrcoef(np.array(factors).T) - np.eye(4)) < 0.07).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [
+        ("moco_v2", {"hue": 0.8, "grayscale": 0.2, "blur": 0.5, "flip": 0.5}),
+        ("moco_v1", {"hue": 1.0, "grayscale": 0.2, "blur": 0.0, "flip": 0.5}),
+        ("simclr", {"hue": 0.8, "grayscale": 0.2, "gaussian_blur": 0.5, "flip": 0.5}),
+    ],
+)
+def test_how_often_each_is_done(name, shares):
+    made = recipe(name, SIZE)
+    drawn = [made.draw(40, 40, 0, seed=0, epoch=0, index=n) for n in range(4000)]
+    for function, share in shares.items():
+        found = np.mean([any(d.function.__name__ == function for d in ds) for ds in drawn])
+        assert abs(found - share) <= 4.5 * math.sqrt(share * (1 - share) / 4000)
 
 
 def test_a_view_is_a_pure_function_of_its_address():
@@ -115,8 +289,8 @@ def test_a_view_is_a_pure_function_of_its_address():
         for epoch in (0, 1):
             for index in (0, 1):
                 first = made(image, seed=seed, epoch=epoch, index=index)
-                coin()
-                again = made(image, seed=seed, epoch=epoch, index=index)
+                torch.rand(1), random.random()
+                again = made(Image.fromarray(image), seed=seed, epoch=epoch, index=index)
                 assert [v.dtype for v in first] == [torch.uint8] * 2
                 assert [tuple(v.shape) for v in first] == [(3, SIZE, SIZE)] * 2
                 assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -124,58 +298,80 @@ def test_a_view_is_a_pure_function_of_its_address():
     assert len(seen) == 2 * 2 * 2 * 2
 
 
+def test_these_are_the_numbers_of_version_3():
+    """Other numbers are other results: they need another version of the protocol."""
+    drawn = recipe("moco_v2", 224).draw(375, 500, 1, seed=0, epoch=1, index=2)
+    assert repr(drawn) == DRAWN
+
+
+DRAWN = (
+    "[crop(34, 102, 314, 269), resize(224, 224), hue(-0.08246), saturation(1.378), "
+    "contrast(0.6001), brightness(1.171), blur(0.3984), flip()]"
+)
+
+
+def test_another_process_draws_the_same():
+    code = (
+        "from goodtransfer import views\n"
+        "print(views.moco_v2(224).draw(375, 500, 1, seed=0, epoch=1, index=2))"
+    )
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    assert printed == DRAWN
+
+
 def test_every_generator_stays_as_it_was():
     def states():
         return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
 
     before = states()
-    recipe("moco_v2", SIZE)(photo())
-    assert states() == before
-
-    def fail(image):
-        coin()
-        raise OSError
-
-    with pytest.raises(OSError):
-        Recipe("broken", 1, fail)(photo())
+    for name in RECIPES:
+        recipe(name, SIZE)(photo())
     assert states() == before
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
-def test_blur_is_pils(sigma):
-    image = photo()
-    expected = image.filter(ImageFilter.GaussianBlur(radius=sigma))
-    assert GaussianBlur(sigma, sigma)(image).tobytes() == expected.tobytes()
+def test_two_views_of_a_file(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(photo()).save(path)
+    made = recipe("supervised", SIZE)  # of one view, here asked for two
+    expected = [made.view(photo(), number, **ADDRESS) for number in (0, 1)]
+    for source in (path, str(path), path.read_bytes()):
+        query, key = TwoViews(made)(source, **ADDRESS)
+        assert torch.equal(query, expected[0])
+        assert torch.equal(key, expected[1])
+    assert not torch.equal(query, key)
+    with pytest.raises(views.ImageReadError, match="at most 100 pixels"):
+        TwoViews(made, max_pixels=100)(path)
 
 
-def test_blur_draws_sigma_between_its_bounds():
-    drawn = []
-
-    class Spy:
-        def filter(self, kernel):
-            drawn.append(kernel.radius)
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for _ in range(500):
-            GaussianBlur(0.1, 2.0)(Spy())
-    assert 0.1 <= min(drawn) < 0.15
-    assert 1.95 < max(drawn) <= 2.0
-    assert abs(np.mean(drawn) - 1.05) < 0.1
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), "u1"), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), "u1")]
+)
+def test_what_is_no_rgb_image(image):
+    with pytest.raises(ValueError, match=r"RGB image of uint8 \(H, W, 3\), but got \w+ \(4, 4"):
+        recipe("center", SIZE)(image)
 
 
-def test_the_ladder_of_crops_reaches_scale():
-    """A crop scale of 1 keeps all but the aspect; of 0.08, almost never."""
-    half = Image.new("RGB", (64, 64))
-    half.paste((255, 255, 255), (32, 0, 64, 64))
-    share = {}
-    for low in (0.08, 1.0):
-        made = recipe("linear", SIZE, scale=(low, 1.0))
-        means = [made(half, index=n)[0].float().mean() / 255 for n in range(50)]
-        share[low] = sum(abs(m - 0.5) > 0.12 for m in means) / 50
-    assert share[1.0] < 0.1 < 0.4 < share[0.08]
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (33, 2), (300, 9)])
+def test_the_smallest_images_have_views(name, height, width):
+    for view in recipe(name, SIZE)(photo(width, height), **ADDRESS):
+        assert tuple(view.shape) == (3, SIZE, SIZE)
+
+
+def test_a_step_of_ones_own():
+    """Anything that draws operations will do; recipes reach worker processes of any start method."""
+    made = Recipe("mine", 1, (*views.center(SIZE).steps, posterize))
+    (view,) = pickle.loads(pickle.dumps(made))(photo(), **ADDRESS)
+    assert set(view.unique().tolist()) <= {0, 64, 128, 192}
+
+
+def posterize(random, height, width):
+    yield Operation(np.bitwise_and, (np.uint8(0xC0),))
 
 
 def test_an_unknown_name_is_answered_with_the_known():
-    with pytest.raises(ValueError, match=r"views to be one of moco_v1, .*center, but got 'simclr'"):
-        recipe("simclr", SIZE)
+    with pytest.raises(
+        ValueError, match=r"views to be one of moco_v1, .*center, .*, but got 'dino'"
+    ):
+        recipe("dino", SIZE)
