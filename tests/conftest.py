@@ -13,6 +13,14 @@ def _one_thread():
     torch.set_num_threads(1)  # tiny operations on two threads are slower, and CI shares its cores
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Listings of folders are kept for this run alone, also by the processes it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOODTRANSFER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of photos, weights and official numbers beside the project."""

@@ -9,8 +9,9 @@ import os
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
@@ -87,9 +88,9 @@ def inside(name: str, source: Path) -> str:
     Raises:
         ValueError: naming the list or annotation that it stands in.
     """
-    if ".." in name or name[:1] in ("/", "\\", "") or "\0" in name or ":" in name[1:2]:
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        if ".." in parts or not name or name[0] in "/\\" or "\0" in name or name[1:2] == ":":
+    if name[:1] in ("", "/") or any(part in name for part in ("..", "\\", ":", "\0")):  # else fine
+        windows = PureWindowsPath(name)  # knows both kinds of slashes, and drives
+        if windows.anchor or ".." in windows.parts or not windows.parts or "\0" in name:
             raise ValueError(
                 f"Expected names of files below the data set's folder in {source}, but found "
                 f"{name!r}, which leads elsewhere: correct the entry."
@@ -238,13 +239,14 @@ def _save(file: Path, listings: dict[str, _Listing]) -> None:
             )
         os.replace(aside, file)
     except OSError:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
 
 
 def _load(file: Path) -> dict[str, _Listing]:
     """What :func:`_save` wrote; nothing where there is no such file, or it is damaged."""
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
             paths, times, counts, folders, images = (
                 kept[name] for name in ("paths", "times", "counts", "folders", "images")
             )
