@@ -123,7 +123,7 @@ def scan(folder: Path, expected_tree: str) -> tuple[Files, list[str]]:
     listed anew. A file written over in place does not change its folder, nor the list.
 
     Raises:
-        FileNotFoundError: for a missing folder, one without classes, or a class without images.
+        FileNotFoundError: for a missing folder, or one without classes.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"Expected a folder of classes at {folder}.\n{expected_tree}")
@@ -139,13 +139,6 @@ def scan(folder: Path, expected_tree: str) -> tuple[Files, list[str]]:
         if below:
             parts[below.partition("/")[0]].append(listings[below].images)
     counts = [sum(map(len, part)) for part in parts.values()]
-    if 0 in counts:
-        empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-        raise FileNotFoundError(
-            f"Expected every class folder in {folder} to hold images, but found none in "
-            f"{', '.join(empty[:3])} ({len(empty)} of {len(classes)} classes): images end in "
-            f"{', '.join(EXTENSIONS)}.\n{expected_tree}"
-        )
     names = np.concatenate([images for part in parts.values() for images in part])
     return Files(folder, names, np.repeat(np.arange(len(classes)), counts)), classes
 

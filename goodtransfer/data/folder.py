@@ -5,7 +5,7 @@ from typing import Unpack
 
 import numpy as np
 
-from goodtransfer.data.files import Files, scan, scan_flat
+from goodtransfer.data.files import EXTENSIONS, Files, scan, scan_flat
 from goodtransfer.data.images import ImageDataModule, ImageOptions, Parts
 
 
@@ -50,10 +50,10 @@ class ImageFolderDataModule(ImageDataModule):
         if not self.labelled:
             return Parts([], *map(self._unlabelled, folders))
         tree = "The expected tree is:\n" + "\n".join(f"  {f}/CLASS/image.jpg" for f in folders)
-        train, names = scan(folders[0], tree)
+        train, names = self._scan(folders[0], tree)
         if len(folders) == 1:
             return Parts(names, train)
-        val, val_names = scan(folders[1], tree)
+        val, val_names = self._scan(folders[1], tree)
         if val_names != names:
             odd = sorted(set(val_names) ^ set(names))
             raise ValueError(
@@ -61,6 +61,18 @@ class ImageFolderDataModule(ImageDataModule):
                 f"{len(odd)} are in one only: {odd[:3]}.\n{tree}"
             )
         return Parts(names, train, val)
+
+    def _scan(self, folder: Path, tree: str) -> tuple[Files, list[str]]:
+        files, names = scan(folder, tree)
+        empty = sorted(set(range(len(names))) - set(files.labels.tolist()))
+        if empty:
+            fault = (
+                f"Expected every class folder in {folder} to hold images, but found none in "
+                f"{', '.join(names[label] for label in empty[:3])} ({len(empty)} of {len(names)} "
+                f"classes): images end in {', '.join(EXTENSIONS)}."
+            )
+            self._skips.leave_out(FileNotFoundError(f"{fault}\n{tree}"))
+        return files, names
 
     def _unlabelled(self, folder: Path) -> Files:
         if not folder.is_dir():
