@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from goodtransfer.callbacks import OnlineKNN, OnlineProbe
-    from goodtransfer.data import ImageNetDataModule, VOCDetectionDataModule
+    from goodtransfer.data import (
+        CelebADataModule,
+        CityscapesDataModule,
+        COCODataModule,
+        COCODetectionDataModule,
+        ImageFolderDataModule,
+        ImageNetDataModule,
+        MAFLDataModule,
+        MiniImageNetDataModule,
+        PlacesDataModule,
+        SYNTHIADataModule,
+        SYNTHIASegmentationDataModule,
+        VOCDetectionDataModule,
+    )
     from goodtransfer.losses import info_nce
     from goodtransfer.methods import ExemplarMoCo, MoCoV1, MoCoV2, SupervisedCE
     from goodtransfer.metrics import VOCDetectionAP
@@ -22,21 +35,31 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "CelebADataModule": "data",
+    "CityscapesDataModule": "data",
+    "COCODataModule": "data",
+    "COCODetectionDataModule": "data",
     "Detection": "transfer",
     "ExemplarMoCo": "methods",
+    "ImageFolderDataModule": "data",
     "ImageNetDataModule": "data",
+    "info_nce": "losses",
     "KeyQueue": "momentum",
     "LinearProbe": "transfer",
+    "load_encoder": "weights",
+    "MAFLDataModule": "data",
+    "MiniImageNetDataModule": "data",
     "MoCoV1": "methods",
     "MoCoV2": "methods",
     "OnlineKNN": "callbacks",
     "OnlineProbe": "callbacks",
+    "PlacesDataModule": "data",
+    "save_encoder": "weights",
     "SupervisedCE": "methods",
+    "SYNTHIADataModule": "data",
+    "SYNTHIASegmentationDataModule": "data",
     "VOCDetectionAP": "metrics",
     "VOCDetectionDataModule": "data",
-    "info_nce": "losses",
-    "load_encoder": "weights",
-    "save_encoder": "weights",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of use
@@ -45,7 +68,17 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "MoCoV2",
     "ExemplarMoCo",
     "ImageNetDataModule",
+    "ImageFolderDataModule",
+    "PlacesDataModule",
+    "CelebADataModule",
+    "COCODataModule",
+    "SYNTHIADataModule",
+    "MiniImageNetDataModule",
     "VOCDetectionDataModule",
+    "COCODetectionDataModule",
+    "CityscapesDataModule",
+    "SYNTHIASegmentationDataModule",
+    "MAFLDataModule",
     "LinearProbe",
     "Detection",
     "VOCDetectionAP",

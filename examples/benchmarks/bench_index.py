@@ -127,7 +127,9 @@ def main() -> None:
         found = run(FIRST_BATCH, root)
         print(f"from the index to the first batch {found['shape']}: {found['seconds']:.2f} s")
         for kind in ("packed", "list"):
-            print(f"MiB that a worker has for itself, {kind}, after batches: {run(MEMORY, root, kind)}")
+            print(
+                f"MiB that a worker has for itself, {kind}, after batches: {run(MEMORY, root, kind)}"
+            )
     finally:
         shutil.rmtree(scratch)
 

@@ -20,6 +20,7 @@ Pretrain an encoder by cross-entropy, MoCo or Exemplar, and measure how it trans
   validate   score a checkpoint on the validation images
   test       score a checkpoint on the test images
   predict    run a checkpoint over the images of a data module of your own
+  data       check a download, look at it, draw the toy world
   study      run rows of the paper's tables and lay them out beside its numbers
 
 One command of each; DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg:
@@ -31,13 +32,14 @@ One command of each; DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg:
   goodtransfer test --model=SupervisedCE --data=ImageNetDataModule --data.root=DIR \\
       --ckpt_path=FILE.ckpt
   goodtransfer predict --model=SupervisedCE --data=my_package.MyDataModule --ckpt_path=FILE.ckpt
+  goodtransfer data check DIR --dataset imagenet
   goodtransfer study run --scale smoke --out smoke
 
 Read on: `goodtransfer VERB --help`, `goodtransfer fit --model.help=ExemplarMoCo`, README.md.
 `goodtransfer --version` prints the version. GOODTRANSFER_TRACEBACK=1 shows where an error arose.
 """
 
-_VERBS = ("fit", "validate", "test", "predict", "study")
+_VERBS = ("fit", "validate", "test", "predict", "data", "study")
 # What these packages raise of these types is about arguments, files and machines.
 _SPEAKERS = {"goodtransfer", "pytorch_lightning", "lightning_fabric"}
 _SPOKEN = (ValueError, OSError, ModuleNotFoundError)
@@ -76,6 +78,10 @@ def _run(verb: str, rest: list[str]) -> int | None:
         from goodtransfer.cli import study
 
         return study.main(rest)
+    if verb == "data":
+        from goodtransfer.cli import data
+
+        return data.main(rest)
     try:
         from goodtransfer.cli import fit
     except ModuleNotFoundError as error:

@@ -118,6 +118,15 @@ class ImageDataModule(pl.LightningDataModule):
         return self._read().class_names
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts with images of their own, as :meth:`files` takes them."""
+        return ("train", "val") if self._read().val is not None else ("train",)
+
+    def label_names(self, part: str) -> list[str]:
+        """Names of the labels of a part's images: ``class_names``, where a set has no other."""
+        return self.class_names
+
+    @property
     def num_classes(self) -> int:
         """Number of classes; 0 for images without labels."""
         return len(self.class_names)
@@ -197,7 +206,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
         if not self.selection and self._read().val is None:
-            return []
+            return []  # as Lightning wants it told that there are none
         return self._loader("selection" if self.selection else "val", recipes.center(self.size))
 
     def test_dataloader(self) -> ResumableLoader:
@@ -264,9 +273,10 @@ class ImageDataset(Dataset[Batch]):
 
     def __getitem__(self, address: tuple[int, int] | int) -> Batch:
         epoch, number = address if isinstance(address, tuple) else (0, address)
-        return self._reading(number, lambda number: self._item(epoch, number))
+        return self._reading(number, lambda number: self.item(epoch, number))
 
-    def _item(self, epoch: int, number: int) -> Batch:
+    def item(self, epoch: int, number: int) -> Batch:
+        """Views of image ``number`` itself; OSError where it cannot be read."""
         image = decode(self.files.path(number), max_pixels=self.max_pixels)
         views = self.recipe(image, seed=self.seed, epoch=epoch, index=number)
         return Batch(views, torch.tensor(self.files.labels[number]), torch.tensor(number))

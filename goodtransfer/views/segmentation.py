@@ -7,6 +7,9 @@ and class maps by its nearest. Upstream works on BGR; the colour operations trea
 or go through HSV, so on RGB they give the same.
 """
 
+# OpenCV's types do not tell which dtype comes out.
+# mypy: disable-error-code="return-value"
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random

@@ -3,6 +3,7 @@
 import re
 import shutil
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from goodtransfer.data import VOCDetectionDataModule, make_voc
+from goodtransfer.data.detection import DetectionDataset, Records
+from goodtransfer.data.files import listed
 from goodtransfer.data.fingerprint import voc_fingerprint
 from goodtransfer.data.loader import EpochSampler, GroupedSampler
 from goodtransfer.data.toy import CLASSES
-from goodtransfer.data.voc import VOC_CLASSES, Record, VOCDataset
+from goodtransfer.data.voc import VOC_CLASSES, VOCRecord
 
 CAT, DOG, SOFA = (VOC_CLASSES.index(name) for name in ("cat", "dog", "sofa"))
 
@@ -69,6 +72,12 @@ def items(loader, epoch=0):
     for images, targets in loader:
         assert isinstance(images, list)
         yield from zip(images, targets, strict=True)
+
+
+# Ten lines like the second would be a billion names.
+BOMB = """<!DOCTYPE annotation [<!ENTITY lol "lol"><!ENTITY lol2 "&lol;&lol;&lol;&lol;&lol;&lol;">]>
+<annotation><size><width>12</width><height>9</height></size>
+<object><name>&lol2;</name></object></annotation>"""
 
 
 def test_counts_names_and_records(devkit):
@@ -142,15 +151,22 @@ def test_boxes_flip_with_their_pixels(tmp_path, flip, expected):
 
 def test_flips_depend_on_seed_epoch_and_image_alone():
     def flips(seed, epoch, probability=0.5):
-        dataset = VOCDataset(records, flip=probability, seed=seed)
+        dataset = DetectionDataset(records, flip=probability, seed=seed)
         return [dataset[epoch, i][1]["boxes"][0, 0].item() == 1 for i in range(200)]
 
     def read(path, **options):
         return np.zeros((3, 4, 3), np.uint8)
 
-    records = [Record("x", "x", 4, 3, ((0.0, 0.0, 3.0, 3.0),), (0,), (False,))] * 200
+    files = listed(Path("/"), ["x"] * 200, None, Path("list"))
+    sizes = {"width": np.full(200, 4), "height": np.full(200, 3)}
+    objects = {
+        "boxes": np.tile(np.float32([0, 0, 3, 3]), (200, 1)),
+        "labels": np.zeros(200, np.int64),
+        "difficult": np.zeros(200, np.bool_),
+    }
+    records = Records(VOCRecord, files, sizes, objects, np.ones(200, np.int64))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("goodtransfer.data.voc.decode", read)
+        patch.setattr("goodtransfer.data.detection.decode", read)
         first = flips(0, 0)
         torch.manual_seed(1)
         assert flips(0, 0) == first
@@ -367,6 +383,16 @@ def test_a_missing_annotation_or_image(devkit):
             "<annotation><size><width>0</width><height>9</height></size></annotation>",
             r"size of the image in .*/a\.xml, but found 0 x 9: some tools write 0",
         ),
+        (
+            "<annotation><size><width>1e400</width><height>9</height></size></annotation>",
+            r"a number in <size/width> of .*/a\.xml, but found '1e400'",
+        ),
+        (
+            "<annotation><size><width>1e30</width><height>9</height></size></annotation>",
+            r"size of the image in .*/a\.xml, but found 1000000.* x 9",
+        ),
+        ('<?xml version="1.0" encoding="none-such"?><annotation/>', r"parsed \(.*none-such"),
+        (BOMB, r"XML at .*/a\.xml, but it cannot be parsed \(EntitiesForbidden.*'lol'"),
     ],
 )
 def test_a_broken_annotation(devkit, text, message):
@@ -383,7 +409,7 @@ def test_a_broken_annotation(devkit, text, message):
             r"xmin <= xmax.*/a\.xml, but found xmin, ymin, xmax, ymax = \[3\.0, 2\.0, 2",
         ),
         ((3, 5, 4, 4), "ymin <= ymax"),
-        ((3, 5, 4, "nan"), "ymin <= ymax"),
+        ((3, 5, 4, "nan"), r"a number in <bndbox/ymax> of .*/a\.xml, but found 'nan'"),
         ((3, 2, 14, 9), r"inside the image of 12 x 9 pixels in .*/a\.xml, but found .* = \[3\.0"),
         ((3, 2, 12, "10.5"), "inside the image"),
         ((-1, 2, 12, 9), "inside the image"),
@@ -409,7 +435,7 @@ def test_boxes_out_by_one_pixel_are_clipped(tmp_path, box, expected):
     add(tmp_path, "a", (12, 9), split="2007/test")
     path = annotation(tmp_path, "a")
     path.write_text(path.read_text().replace("</annotation>", an_object(box) + "</annotation>"))
-    assert VOCDetectionDataModule(tmp_path).records("test")[0].boxes == (expected,)
+    assert VOCDetectionDataModule(tmp_path).records("test")[0].boxes.tolist() == [list(expected)]
 
 
 def test_unknown_classes(devkit):
@@ -429,6 +455,99 @@ def test_unknown_classes(devkit):
     data.setup("fit")
     assert data.num_classes == 4
     assert [label for r in data.records("test") for label in r.labels] == [2, 0, 2]
+
+
+def test_names_that_lead_out_of_the_root(devkit):
+    main = devkit / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
+    for name in ("../../../a", "/etc/a", "..\\a"):
+        (main / "test.txt").write_text(f"a\n{name}\n")
+        sentence = f"in {main / 'test.txt'}, but found {name!r}, which leads elsewhere"
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            VOCDetectionDataModule(devkit).setup("test")
+
+
+def test_faulty_entries_are_left_out(devkit):
+    """One of each kind; what is left keeps its order, and each is named."""
+    files = devkit / "VOCdevkit" / "VOC2007"
+    for name in ("box", "bomb", "class", "field", "gone", "unseen", "good"):
+        add(devkit, name, (12, 9), [an_object((2, 3, 6, 7))], "2007/test")
+    with (files / "ImageSets" / "Main" / "test.txt").open("a") as file:
+        file.write("../up\n")
+    annotation(devkit, "bomb").write_text(BOMB)
+    annotation(devkit, "gone").unlink()
+    (files / "JPEGImages" / "unseen.png").unlink()
+    for name, old, new in (("box", ">7<", ">17<"), ("class", "cat", "yak"), ("field", "xmax", "x")):
+        path = annotation(devkit, name)
+        path.write_text(path.read_text().replace(old, new))
+    data = VOCDetectionDataModule(devkit, on_error="skip")
+    data.setup("fit")
+    assert [record.name for record in data.records("test")] == ["b", "a", "c", "empty2", "good"]
+    words = ("inside the image of 12 x 9", "bomb.xml, but it cannot be parsed", "a 'yak'",
+             "<bndbox/xmax>", "an annotation at", "an image at", "'../up', which leads")  # fmt: skip
+    assert len(data.skipped) == len(words)
+    for fault, word in zip(data.skipped, words, strict=True):
+        assert word in fault
+    assert [t["image_id"] for _, t in items(data.test_dataloader())] == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="`on_error` to be 'raise' or 'skip', but got 'no'"):
+        VOCDetectionDataModule(devkit, on_error="no")
+
+
+def test_nothing_left(devkit):
+    for name in ("a", "b", "c", "empty2"):
+        annotation(devkit, name).unlink()
+    data = VOCDetectionDataModule(devkit, on_error="skip")
+    with pytest.raises(ValueError, match="images of 2007/test in .* but none is left: 4 were skip"):
+        data.setup("test")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_gives_its_place_to_the_next(devkit, workers, caplog):
+    """With the next one's objects and number; another's size is as bad as no image."""
+    images = devkit / "VOCdevkit" / "VOC2007" / "JPEGImages"
+    (images / "b.png").write_bytes(b"no image")
+    Image.new("RGB", (9, 12)).save(images / "a.png")
+    data = VOCDetectionDataModule(devkit, num_workers=workers, on_error="skip", batch_size=1)
+    assert [t["image_id"] for _, t in items(data.test_dataloader())] == [2, 2, 2, 3]
+    assert data.skipped == [str(images / "b.png"), str(images / "a.png")]
+    data.teardown("test")
+    assert "2 images or entries were skipped" in caplog.text
+
+
+def test_a_larger_image_than_allowed(devkit):
+    data = VOCDetectionDataModule(devkit, max_pixels=12 * 9)
+    assert len(list(data.test_dataloader())) == 2
+    data = VOCDetectionDataModule(devkit, max_pixels=12 * 9 - 1)
+    with pytest.raises(OSError, match=r"at most 107 pixels at .*b\.png, but it claims 12 x 9"):
+        list(data.test_dataloader())
+
+
+def test_records_are_packed(devkit):
+    data = VOCDetectionDataModule(devkit, loader={"skip_empty": False})
+    records = data.records("train")
+    assert (len(records), records[-1].name, records[2].name) == (5, "high2", "empty")
+    assert records[-1].boxes.tolist() == [[1, 1, 3, 4], [5, 5, 9, 10]]
+    assert records[-1].labels.tolist() == [CAT, DOG]
+    assert records[2].boxes.shape == (0, 4)
+    with pytest.raises(IndexError):
+        _ = records[5]
+    arrays = [*records.objects.values(), *records.images.values(), records.files.names]
+    assert {array.dtype.kind for array in arrays} == {"f", "i", "b", "S"}  # and no objects
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, {"train": 5011, "test": 4952, "classes": 20}),
+        (
+            {"train": ("2007/trainval", "2012/trainval")},
+            {"train": 16551, "test": 4952, "classes": 20},
+        ),
+        ({"test": "2012/val"}, {}),
+        ({"class_names": ["cat"]}, {}),
+    ],
+)
+def test_expected_counts(tmp_path, arguments, expected):
+    assert VOCDetectionDataModule(tmp_path, **arguments).expected == expected
 
 
 def test_no_objects_to_train_on(devkit):
