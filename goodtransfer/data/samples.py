@@ -15,8 +15,8 @@ from goodtransfer.data.images import ImageDataModule
 from goodtransfer.data.mafl import MAFLDataModule, MAFLDataset
 from goodtransfer.data.segmentation import SegmentationDataModule, SegmentationDataset
 from goodtransfer.views import decode
-from goodtransfer.views.segmentation import IGNORE
 from goodtransfer.views.pixels import to_tensor
+from goodtransfer.views.segmentation import IGNORE
 
 
 class Sample(NamedTuple):
