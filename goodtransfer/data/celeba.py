@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from goodtransfer.data.files import Files, inside
 from goodtransfer.data.images import ImageDataModule, ImageOptions, Parts
-from goodtransfer.data.places import found, read_list
+from goodtransfer.data.lists import found, read_list
 from goodtransfer.data.skip import Skips
 
 IMAGES = ("img_align_celeba", "Img/img_align_celeba")

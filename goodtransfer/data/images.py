@@ -298,6 +298,8 @@ def per_class_share(
 ) -> NDArray[np.bool_]:
     """Mask (N,) of a seeded share of every class, at least one image of each."""
     taken = np.zeros(len(files), dtype=np.bool_)
+    if not len(files):
+        return taken
     order = np.argsort(files.labels, kind="stable")
     labels, starts = np.unique(files.labels[order], return_index=True)
     for label, group in zip(labels.tolist(), np.split(order, starts[1:]), strict=True):

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 from goodtransfer.data.celeba import IMAGES, TREE, mafl_names
 from goodtransfer.data.files import Files, listed, missing
 from goodtransfer.data.images import per_class_share
+from goodtransfer.data.lists import found
 from goodtransfer.data.loader import EpochSampler, ResumableLoader, loader
-from goodtransfer.data.places import found
 from goodtransfer.data.skip import OnError, Skips
 from goodtransfer.distributed import world_size
 from goodtransfer.views import MAX_PIXELS, decode, pixels

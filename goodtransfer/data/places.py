@@ -1,7 +1,6 @@
 """Places: photos of scenes, in the two releases and three layouts that they come in."""
 
 import os
-from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,10 +8,10 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from goodtransfer.data.files import Files, inside
+from goodtransfer.data.files import Files
 from goodtransfer.data.folder import ImageFolderDataModule
 from goodtransfer.data.images import ImageDataModule, Parts
-from goodtransfer.data.skip import Skips
+from goodtransfer.data.lists import found, read_list
 
 # Relative to the root. Of several image folders, the first that is there is read.
 _LISTS_205 = ("train_places205.csv", "trainvalsplit_places205/train_places205.csv")
@@ -126,58 +125,3 @@ def _by_label(names: NDArray[np.bytes_], labels: NDArray[np.int64], source: Path
                 f"{expected}: take the list as published."
             )
     return [os.fsdecode(name) for name in names[first].tolist()]
-
-
-def read_list(
-    source: Path, skips: Skips, numbers: range
-) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
-    """A list of lines ``a/abbey/1.jpg 0``, packed: names (N,) without a first slash, numbers (N,).
-
-    Args:
-        source: the text file.
-        skips: what to do about a line that is no such pair.
-        numbers: those that may stand behind a name.
-
-    Raises:
-        FileNotFoundError: for a missing list.
-    """
-    if not source.is_file():
-        raise FileNotFoundError(f"Expected a list at {source}, but there is no such file: add it.")
-    names, read = [], array("q")
-    with source.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for place, line in enumerate(lines, 1):
-            try:
-                words, number = line.split()
-                name, value = inside(words.lstrip("/"), source), int(number)
-                if value not in numbers:
-                    raise ValueError
-            except ValueError:
-                if line.strip():
-                    skips.leave_out(_misread(line, place, source, numbers))
-                continue
-            names.append(os.fsencode(name))
-            read.append(value)
-    return np.array(names, dtype=np.bytes_), np.array(read, dtype=np.int64)
-
-
-def _misread(line: str, place: int, source: Path, numbers: range) -> ValueError:
-    return ValueError(
-        f"Expected the path of an image below its folder and a number from {numbers[0]} to "
-        f"{numbers[-1]} in line {place} of {source}, but found {line.strip()!r}: correct the line, "
-        "or remove it."
-    )
-
-
-def found(root: Path, *places: str, tree: str) -> Path:
-    """The first of the places below the root where there is something.
-
-    Raises:
-        FileNotFoundError: with the expected tree, where there is nothing.
-    """
-    for place in places:
-        if (root / place).exists():
-            return root / place
-    raise FileNotFoundError(
-        f"Expected {' or '.join(places)} in {root}, but there is no such file or folder. "
-        f"The expected tree is:\n{tree}"
-    )

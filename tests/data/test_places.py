@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from goodtransfer.data.places import PlacesDataModule, read_list
+from goodtransfer.data.lists import read_list
+from goodtransfer.data.places import PlacesDataModule
 from goodtransfer.data.skip import Skips
 from goodtransfer.data.toy_layouts import make_places
 
