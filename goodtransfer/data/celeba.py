@@ -3,13 +3,13 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from goodtransfer.data.files import Files, inside
-from goodtransfer.data.images import ImageDataModule, ImageOptions, Parts
+from goodtransfer.data.images import ImageDataModule, Parts
 from goodtransfer.data.lists import found, read_list
 from goodtransfer.data.skip import Skips
 
@@ -68,7 +68,7 @@ class CelebADataModule(ImageDataModule):
             partitions, so pass ``"test"`` where landmarks are to be scored by
             :class:`~goodtransfer.data.mafl.MAFLDataModule`; ``"all"`` leaves out the 19,000 of its
             training, too. The paper does not say; ``"none"`` gives its count.
-        options: see :class:`ImageDataModule`.
+        options: those of :class:`ImageDataModule`.
 
     The images to report on are the official val images, whose people are not trained on: they are
     labelled -1. Where they are trained on there are none; ``selection=0.1`` validates on training
@@ -85,7 +85,7 @@ class CelebADataModule(ImageDataModule):
         *,
         partition: Literal["train", "train+val", "all"] = "train",
         leave_out_mafl: Literal["none", "test", "all"] = "none",
-        **options: Unpack[ImageOptions],
+        **options: Any,
     ) -> None:
         super().__init__(root, **options)
         if partition not in _TRAINED or leave_out_mafl not in _LEFT_OUT:
@@ -94,9 +94,12 @@ class CelebADataModule(ImageDataModule):
                 f"{', '.join(_LEFT_OUT)}, but got {partition!r} and {leave_out_mafl!r}."
             )
         self.partition, self.leave_out_mafl = partition, leave_out_mafl
-        images, identities = _COUNTS[partition, leave_out_mafl]
-        val = {"val": 19_867} if partition == "train" else {}
-        self.expected: Mapping[str, int] = {"train": images, "classes": identities} | val
+
+    @property
+    def expected(self) -> Mapping[str, int]:
+        images, identities = _COUNTS[self.partition, self.leave_out_mafl]
+        val = {"val": 19_867} if self.partition == "train" else {}
+        return {"train": images, "classes": identities} | val
 
     def read(self) -> Parts:
         faces, partition = self._listed()

@@ -1,17 +1,17 @@
 """What is wrong with a data set on disk, and what is odd about it."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from goodtransfer.data.module import DataModule
 from goodtransfer.data.samples import Part, parts
 
 _TINY = 32  # pixels of a side, under which little can be cropped
@@ -70,7 +70,7 @@ class Findings:
         return "\n".join(lines)
 
 
-def check(module: pl.LightningDataModule, *, workers: int = 0) -> Findings:
+def check(module: DataModule, *, workers: int = 0) -> Findings:
     """Read every list, annotation and image of a data set, and tell what is found.
 
     Args:
@@ -78,46 +78,27 @@ def check(module: pl.LightningDataModule, *, workers: int = 0) -> Findings:
             lists and annotations are all found and not the first alone.
         workers: processes that read images.
     """
-    findings, data = Findings(), _Any(module)
+    findings = Findings()
     try:
         found = parts(module)
     except (OSError, ValueError) as fault:  # of the whole data set
-        findings.faults = [*data.skipped, str(fault)]
+        findings.faults = [*module.skipped, str(fault)]
         return findings
-    findings.faults += data.skipped
+    findings.faults += module.skipped
     for name, part in found.items():
-        published = data.expected.get(name)
+        published = module.expected.get(name)
         findings.counts[f"images of {name}"] = len(part.files), published
-        if empty := _without_samples(part, data.classes(name)):
+        if empty := _without_samples(part, module.label_names(name)):
             findings.empty[name] = empty
         for sentence, odd, path in _looked_at(name, part, workers):
             findings.faults += [sentence] if sentence else []
             for kind in odd:
                 count, first = findings.odd.get(kind, (0, path))
                 findings.odd[kind] = count + 1, first
-    classes = len(data.classes("train"))
+    classes = len(module.label_names("train"))
     if classes:
-        findings.counts["classes"] = classes, data.expected.get("classes")
+        findings.counts["classes"] = classes, module.expected.get("classes")
     return findings
-
-
-class _Any:
-    """What all data modules have, though they share no class."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    @property
-    def skipped(self) -> list[str]:
-        return list(self._module.skipped)
-
-    @property
-    def expected(self) -> Mapping[str, int]:
-        return dict(self._module.expected)
-
-    def classes(self, part: str) -> list[str]:
-        own = getattr(self._module, "label_names", None)
-        return list(own(part) if own else getattr(self._module, "class_names", []))
 
 
 def _without_samples(part: Part, names: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Unpack, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,12 @@ from goodtransfer.data.coco_masks import unpack
 from goodtransfer.data.detection import (
     DetectionDataModule,
     DetectionDataset,
-    DetectionOptions,
     Record,
     Records,
     Target,
 )
 from goodtransfer.data.files import listed, scan_flat
-from goodtransfer.data.images import ImageDataModule, ImageOptions, Parts
+from goodtransfer.data.images import ImageDataModule, Parts
 
 
 class COCODataModule(ImageDataModule):
@@ -39,7 +38,7 @@ class COCODataModule(ImageDataModule):
         root: the folder that holds the splits' folders.
         train: folder of the images to train on, such as ``train2014``.
         val: folder of the images to report on; None where there is none.
-        options: see :class:`ImageDataModule`.
+        options: those of :class:`ImageDataModule`.
 
     Raises:
         FileNotFoundError: for a missing folder.
@@ -53,7 +52,7 @@ class COCODataModule(ImageDataModule):
         *,
         train: str = "train2017",
         val: str | None = "val2017",
-        **options: Unpack[ImageOptions],
+        **options: Any,
     ) -> None:
         super().__init__(root, **options)
         self.train, self.val = train, val
@@ -118,7 +117,7 @@ class COCODetectionDataModule(DetectionDataModule):
         train: str | Sequence[str] = "train2017",
         test: str = "val2017",
         masks: bool = False,
-        **options: Unpack[DetectionOptions],
+        **options: Any,
     ) -> None:
         super().__init__(root, train=train, test=test, **options)
         self.masks = masks

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Generic, NotRequired, TypedDict, TypeVar, cast
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from goodtransfer.data.files import Files
-from goodtransfer.data.loader import EpochSampler, GroupedSampler, ResumableLoader, loader
+from goodtransfer.data.loader import EpochSampler, GroupedSampler, ResumableLoader
+from goodtransfer.data.module import DataModule
 from goodtransfer.data.skip import OnError, Skips
 from goodtransfer.distributed import world_size
 from goodtransfer.views import MAX_PIXELS, decode
@@ -206,18 +206,7 @@ def collate(items: list[Item]) -> tuple[list[Tensor], list[Target]]:
     return [image for image, _ in items], [target for _, target in items]
 
 
-class DetectionOptions(TypedDict, total=False):
-    """The arguments of :class:`DetectionDataModule`, which every data set for detection takes."""
-
-    batch_size: int
-    loader: Mapping[str, Any] | None
-    num_workers: int
-    seed: int
-    on_error: OnError
-    max_pixels: int
-
-
-class DetectionDataModule(pl.LightningDataModule):
+class DetectionDataModule(DataModule):
     """Images and their objects; a subclass tells in :meth:`read` what a split holds.
 
     A batch is ``(images, targets)``, two lists: an image is uint8 RGB (3, H, W) at its own size, a
@@ -257,14 +246,17 @@ class DetectionDataModule(pl.LightningDataModule):
         on_error: OnError = "raise",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"Expected `batch_size` to be positive, but got {batch_size}.")
-        self.root, self.loader = Path(root).expanduser(), loader
+        super().__init__(
+            root,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            on_error=on_error,
+            max_pixels=max_pixels,
+        )
+        self.loader = loader
         self.splits = {"train": (train,) if isinstance(train, str) else tuple(train)}
         self.splits["test"] = (test,)
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.max_pixels, self._skips = max_pixels, Skips(on_error)
         self._found: dict[str, Records[Any]] = {}
         self._trained: dict[bool, Records[Any]] = {}
         self._choices()  # refuses a wrong `loader` at once
@@ -277,11 +269,6 @@ class DetectionDataModule(pl.LightningDataModule):
     @abstractmethod
     def class_names(self) -> list[str]:
         """Of the labels, in their order."""
-
-    @property
-    @abstractmethod
-    def expected(self) -> Mapping[str, int]:
-        """Images of each part, and ``"classes"``, as published; empty for other splits."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -296,11 +283,6 @@ class DetectionDataModule(pl.LightningDataModule):
     def num_images(self) -> int:
         """Number of training images, after ``skip_empty``."""
         return len(self.records("train"))
-
-    @property
-    def skipped(self) -> list[str]:
-        """What ``on_error="skip"`` has skipped so far, by this rank."""
-        return self._skips.skipped
 
     def records(self, part: str) -> Records[Any]:
         """What is known of the images of ``"train"`` or ``"test"``, in order of ``image_id``."""
@@ -343,9 +325,6 @@ class DetectionDataModule(pl.LightningDataModule):
                 f"{self.batch_size} x {step // self.batch_size} micro-batches: lower them."
             )
 
-    def teardown(self, stage: str) -> None:
-        self._skips.report()
-
     def train_dataloader(self) -> ResumableLoader:
         choices, records = self._choices(), self.records("train")
         order: dict[str, Any] = {
@@ -358,7 +337,8 @@ class DetectionDataModule(pl.LightningDataModule):
         if choices["group_by_aspect_ratio"]:
             wide = records.images["width"] > records.images["height"]
             sampler = GroupedSampler(wide.tolist(), batch_size=self.batch_size, **order)
-        return self._loader(self.dataset(records, flip=choices["flip"], seed=self.seed), sampler)
+        dataset = self.dataset(records, flip=choices["flip"], seed=self.seed)
+        return self._batches(dataset, sampler, collate)
 
     def val_dataloader(self) -> ResumableLoader:
         return self.test_dataloader()
@@ -366,20 +346,7 @@ class DetectionDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> ResumableLoader:
         records = self.records("test")
         sampler = EpochSampler(len(records), shuffle=False, drop_last=False)
-        return self._loader(self.dataset(records), sampler)
-
-    def _images_of_a_step(self) -> int:
-        """On each rank, over all micro-batches."""
-        return self.batch_size * getattr(self.trainer, "accumulate_grad_batches", 1)
-
-    def _loader(self, dataset: DetectionDataset, sampler: EpochSampler) -> ResumableLoader:
-        return loader(
-            dataset,
-            sampler,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate=collate,
-        )
+        return self._batches(self.dataset(records), sampler, collate)
 
     def _choices(self) -> dict[str, Any]:
         """The user's, else the task's, else detectron2's way to read training images."""

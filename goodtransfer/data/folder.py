@@ -1,12 +1,12 @@
 """Folders of classes, or of images without any: your own data."""
 
 from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import numpy as np
 
 from goodtransfer.data.files import EXTENSIONS, Files, scan, scan_flat
-from goodtransfer.data.images import ImageDataModule, ImageOptions, Parts
+from goodtransfer.data.images import ImageDataModule, Parts
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -26,7 +26,7 @@ class ImageFolderDataModule(ImageDataModule):
             a tenth of the training images for validation).
         labelled: False for images in any folders that mean nothing: every label is -1, which
             serves MoCo, SimCLR and InstDisc.
-        options: see :class:`ImageDataModule`.
+        options: those of :class:`ImageDataModule`.
 
     Raises:
         FileNotFoundError: for a missing or misshapen folder, with the expected tree.
@@ -40,7 +40,7 @@ class ImageFolderDataModule(ImageDataModule):
         train: str = "train",
         val: str | None = "val",
         labelled: bool = True,
-        **options: Unpack[ImageOptions],
+        **options: Any,
     ) -> None:
         super().__init__(root, **options)
         self.train, self.val, self.labelled = train, val, labelled

@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from pathlib import Path
 from types import MappingProxyType
-from typing import Unpack
+from typing import Any
 
 import numpy as np
 import torch
 
 from goodtransfer.data.files import Files
 from goodtransfer.data.folder import ImageFolderDataModule, with_classes
-from goodtransfer.data.images import ImageOptions, Parts, per_class_share
+from goodtransfer.data.images import Parts, per_class_share
 
 # Seeded stand-ins for Table 2's subsets, whose lists were never published (protocol 1.10).
 _SUBSET_SEED = 0
@@ -31,7 +31,7 @@ class ImageNetDataModule(ImageFolderDataModule):
         root: the folder that holds ``train`` and ``val``.
         subset: part of train: ``"10%"`` of every class or ``"100 classes"`` (seeded, since the
             paper's lists are unpublished), or a text file of class folders or image paths.
-        options: see :class:`ImageDataModule`.
+        options: those of :class:`ImageDataModule`.
 
     Raises:
         FileNotFoundError: for a missing or misshapen root, with the expected tree.
@@ -44,7 +44,7 @@ class ImageNetDataModule(ImageFolderDataModule):
         root: str | Path,
         *,
         subset: str | Path | None = None,
-        **options: Unpack[ImageOptions],
+        **options: Any,
     ) -> None:
         super().__init__(root, **options)
         self.subset = subset

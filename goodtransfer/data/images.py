@@ -4,12 +4,10 @@ import hashlib
 import os
 import random
 from abc import abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,7 +15,8 @@ from torch.utils.data import Dataset
 
 from goodtransfer import views as recipes
 from goodtransfer.data.files import Files, missing
-from goodtransfer.data.loader import EpochSampler, ResumableLoader, loader
+from goodtransfer.data.loader import EpochSampler, ResumableLoader
+from goodtransfer.data.module import DataModule
 from goodtransfer.data.skip import OnError, Skips
 from goodtransfer.distributed import world_size
 from goodtransfer.views import MAX_PIXELS, Batch, Recipe, decode
@@ -37,21 +36,7 @@ class Parts(NamedTuple):
     val: Files | None = None
 
 
-class ImageOptions(TypedDict, total=False):
-    """The arguments of :class:`ImageDataModule`, which every data set of images takes."""
-
-    batch_size: int
-    size: int
-    views: Recipe | str | None
-    selection: float
-    num_workers: int
-    seed: int
-    drop_last: bool
-    on_error: OnError
-    max_pixels: int
-
-
-class ImageDataModule(pl.LightningDataModule):
+class ImageDataModule(DataModule):
     """A data set of images, as views; a subclass tells in :meth:`read` which images there are.
 
     A batch is a :class:`~goodtransfer.views.Batch`: views are uint8 RGB (N, 3, ``size``, ``size``),
@@ -77,9 +62,6 @@ class ImageDataModule(pl.LightningDataModule):
     always the latter; both as one centre view.
     """
 
-    expected: Mapping[str, int] = {}
-    """Images of each part, and ``"classes"``, as published: what `goodtransfer data check` compares."""
-
     def __init__(
         self,
         root: str | Path,
@@ -94,17 +76,19 @@ class ImageDataModule(pl.LightningDataModule):
         on_error: OnError = "raise",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__()
-        if batch_size < 1 or size < 1:
-            raise ValueError(
-                f"Expected `batch_size` and `size` to be positive, but got {batch_size} and {size}."
-            )
+        super().__init__(
+            root,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            on_error=on_error,
+            max_pixels=max_pixels,
+        )
+        if size < 1:
+            raise ValueError(f"Expected `size` to be positive, but got {size}.")
         if not 0 <= selection < 1:
             raise ValueError(f"Expected argument `selection` in [0, 1), but got {selection}.")
-        self.root, self.views = Path(root).expanduser(), views
-        self.batch_size, self.size, self.num_workers = batch_size, size, num_workers
-        self.selection, self.seed, self.drop_last = selection, seed, drop_last
-        self.max_pixels, self._skips = max_pixels, Skips(on_error)
+        self.size, self.views, self.selection, self.drop_last = size, views, selection, drop_last
         self._parts: Parts | None = None
         self._selected: Files | None = None
 
@@ -122,10 +106,6 @@ class ImageDataModule(pl.LightningDataModule):
         """Names of the parts with images of their own, as :meth:`files` takes them."""
         return ("train", "val") if self._read().val is not None else ("train",)
 
-    def label_names(self, part: str) -> list[str]:
-        """Names of the labels of a part's images: ``class_names``, where a set has no other."""
-        return self.class_names
-
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 for images without labels."""
@@ -135,11 +115,6 @@ class ImageDataModule(pl.LightningDataModule):
     def num_images(self) -> int:
         """Number of training images, after ``selection`` and any subset."""
         return len(self.files("train"))
-
-    @property
-    def skipped(self) -> list[str]:
-        """What ``on_error="skip"`` has skipped so far, by this rank."""
-        return self._skips.skipped
 
     def files(self, part: str) -> Files:
         """The images of ``"train"``, ``"selection"`` or ``"val"``, in the order of their numbers.
@@ -198,9 +173,6 @@ class ImageDataModule(pl.LightningDataModule):
                 "drop_last=False."
             )
 
-    def teardown(self, stage: str) -> None:
-        self._skips.report()
-
     def train_dataloader(self) -> ResumableLoader:
         return self._loader("train", self._training_recipe(), training=True)
 
@@ -236,13 +208,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     def _loader(self, part: str, recipe: Recipe, *, training: bool = False) -> ResumableLoader:
         files, drop_last = self.files(part), training and self.drop_last
-        return loader(
-            ImageDataset(files, recipe, self.seed, skips=self._skips, max_pixels=self.max_pixels),
-            EpochSampler(len(files), shuffle=training, seed=self.seed, drop_last=drop_last),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate=collate,
-        )
+        order = EpochSampler(len(files), shuffle=training, seed=self.seed, drop_last=drop_last)
+        options: Any = {"skips": self._skips, "max_pixels": self.max_pixels}
+        return self._batches(ImageDataset(files, recipe, self.seed, **options), order, collate)
 
 
 class ImageDataset(Dataset[Batch]):

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import NamedTuple, TypedDict
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,7 +18,8 @@ from goodtransfer.data.celeba import IMAGES, TREE, mafl_names
 from goodtransfer.data.files import Files, listed, missing
 from goodtransfer.data.images import per_class_share
 from goodtransfer.data.lists import found
-from goodtransfer.data.loader import EpochSampler, ResumableLoader, loader
+from goodtransfer.data.loader import EpochSampler, ResumableLoader
+from goodtransfer.data.module import DataModule
 from goodtransfer.data.skip import OnError, Skips
 from goodtransfer.distributed import world_size
 from goodtransfer.views import MAX_PIXELS, decode, pixels
@@ -67,7 +67,7 @@ class Faces(NamedTuple):
         return Faces(self.files.take(which), self.landmarks[which])
 
 
-class MAFLDataModule(pl.LightningDataModule):
+class MAFLDataModule(DataModule):
     """Faces and their five landmarks (Table 5).
 
     Expected tree; lists and images may also lie in ``Anno`` and ``Img``, as CelebA's download has
@@ -124,30 +124,27 @@ class MAFLDataModule(pl.LightningDataModule):
         on_error: OnError = "raise",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__()
-        if batch_size < 1 or size < 1:
-            raise ValueError(
-                f"Expected `batch_size` and `size` to be positive, but got {batch_size} and {size}."
-            )
+        super().__init__(
+            root,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            on_error=on_error,
+            max_pixels=max_pixels,
+        )
+        if size < 1:
+            raise ValueError(f"Expected `size` to be positive, but got {size}.")
         if not (0 <= flip <= 1 and 0 <= selection < 1):
             raise ValueError(
                 f"Expected `flip` in [0, 1] and `selection` in [0, 1), but got {flip} and {selection}."
             )
-        self.root = Path(root).expanduser()
-        self.batch_size, self.size, self.flip = batch_size, size, flip
-        self.selection, self.num_workers, self.seed = selection, num_workers, seed
-        self.drop_last, self.max_pixels, self._skips = drop_last, max_pixels, Skips(on_error)
+        self.size, self.flip, self.selection, self.drop_last = size, flip, selection, drop_last
         self._faces: dict[str, Faces] = {}
 
     @property
     def num_images(self) -> int:
         """Number of training images, after ``selection``."""
         return len(self.files("train"))
-
-    @property
-    def skipped(self) -> list[str]:
-        """What ``on_error="skip"`` has skipped so far, by this rank."""
-        return self._skips.skipped
 
     def files(self, part: str) -> Files:
         """The images of ``"train"``, ``"selection"`` or ``"test"``, in the order of their numbers."""
@@ -187,9 +184,6 @@ class MAFLDataModule(pl.LightningDataModule):
                 "drop_last=False."
             )
 
-    def teardown(self, stage: str) -> None:
-        self._skips.report()
-
     def train_dataloader(self) -> ResumableLoader:
         return self._loader("train", training=True)
 
@@ -212,13 +206,8 @@ class MAFLDataModule(pl.LightningDataModule):
             skips=self._skips,
             max_pixels=self.max_pixels,
         )
-        return loader(
-            dataset,
-            EpochSampler(len(dataset), shuffle=training, seed=self.seed, drop_last=drop_last),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate=collate,
-        )
+        order = EpochSampler(len(dataset), shuffle=training, seed=self.seed, drop_last=drop_last)
+        return self._batches(dataset, order, collate)
 
     def _read(self, part: str) -> dict[str, Faces]:
         """The faces of a list; those of train less the selection."""

@@ -8,10 +8,10 @@ from functools import cache, partial
 from pathlib import Path
 from random import Random
 from types import MappingProxyType
-from typing import Unpack
+from typing import Any
 
 from goodtransfer.data.files import Files, inside, listed
-from goodtransfer.data.images import ImageDataModule, ImageOptions, Parts, per_class_share
+from goodtransfer.data.images import ImageDataModule, Parts, per_class_share
 from goodtransfer.data.loader import ResumableLoader
 from goodtransfer.views import Operation, Recipe, pixels
 
@@ -56,7 +56,7 @@ class MiniImageNetDataModule(ImageDataModule):
         root: the folder that holds the lists.
         imagenet: ImageNet's ``train`` folder, to read the originals (the protocol for 224 pixels);
             for Ravi and Larochelle's lists it must hold every image of a class.
-        options: see :class:`ImageDataModule`.
+        options: those of :class:`ImageDataModule`.
 
     Raises:
         FileNotFoundError: for a missing list, or a listed image that is missing.
@@ -79,7 +79,7 @@ class MiniImageNetDataModule(ImageDataModule):
         root: str | Path,
         *,
         imagenet: str | Path | None = None,
-        **options: Unpack[ImageOptions],
+        **options: Any,
     ) -> None:
         super().__init__(root, **options)
         self.imagenet = None if imagenet is None else Path(imagenet).expanduser()

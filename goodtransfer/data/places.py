@@ -61,7 +61,7 @@ class PlacesDataModule(ImageDataModule):
 
     Args:
         root: the folder that holds the lists, or ``train`` and ``val``.
-        options: see :class:`ImageDataModule`.
+        options: those of :class:`ImageDataModule`.
 
     Raises:
         FileNotFoundError: for a root that has none of the layouts, with all of them; for a list or a

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,7 +16,8 @@ from torch.utils.data import Dataset
 
 from goodtransfer.data.files import Files
 from goodtransfer.data.label_maps import LabelReader
-from goodtransfer.data.loader import EpochSampler, ResumableLoader, loader
+from goodtransfer.data.loader import EpochSampler, ResumableLoader
+from goodtransfer.data.module import DataModule
 from goodtransfer.data.skip import OnError, Skips
 from goodtransfer.distributed import world_size
 from goodtransfer.views import MAX_PIXELS, decode
@@ -46,20 +46,7 @@ class Pairs:
         return len(self.images)
 
 
-class SegmentationOptions(TypedDict, total=False):
-    """The arguments of :class:`SegmentationDataModule`, which every data set takes."""
-
-    batch_size: int
-    crop: Size
-    scale: tuple[float, float]
-    nominal: Size | None
-    num_workers: int
-    seed: int
-    on_error: OnError
-    max_pixels: int
-
-
-class SegmentationDataModule(pl.LightningDataModule):
+class SegmentationDataModule(DataModule):
     """Images and the class of each pixel; a subclass tells which files, and what labels mean.
 
     A batch is ``(images, target)``: images uint8 RGB (N, 3, H, W), target a dictionary of
@@ -87,9 +74,6 @@ class SegmentationDataModule(pl.LightningDataModule):
         ValueError: when read, for a label of another size than its image, or with unknown classes.
     """
 
-    expected: Mapping[str, int] = {}
-    """Images of each part, and ``"classes"``, as published: what `goodtransfer data check` compares."""
-
     label_format = (1, 8)
     """Channels of a label file and bits of each; the class is in the last, as OpenCV orders them."""
 
@@ -106,13 +90,15 @@ class SegmentationDataModule(pl.LightningDataModule):
         on_error: OnError = "raise",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"Expected `batch_size` to be positive, but got {batch_size}.")
-        self.root, self.batch_size = Path(root).expanduser(), batch_size
+        super().__init__(
+            root,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            on_error=on_error,
+            max_pixels=max_pixels,
+        )
         self.view = SegmentationView(crop, scale, nominal)
-        self.num_workers, self.seed, self.max_pixels = num_workers, seed, max_pixels
-        self._skips = Skips(on_error)
         self._parts: dict[str, Pairs] = {}
 
     @property
@@ -138,11 +124,6 @@ class SegmentationDataModule(pl.LightningDataModule):
     def num_images(self) -> int:
         """Number of training images."""
         return len(self.files("train"))
-
-    @property
-    def skipped(self) -> list[str]:
-        """What ``on_error="skip"`` has skipped so far, by this rank."""
-        return self._skips.skipped
 
     def files(self, part: str) -> Pairs:
         """The images and labels of ``"train"`` or ``"val"``, in the order of ``image_id``.
@@ -188,9 +169,6 @@ class SegmentationDataModule(pl.LightningDataModule):
                 f"on for {world_size()} ranks x batch_size={self.batch_size} x "
                 f"{step // self.batch_size} micro-batches: lower them."
             )
-
-    def teardown(self, stage: str) -> None:
-        self._skips.report()
 
     def train_dataloader(self) -> ResumableLoader:
         pairs, step = self.files("train"), self._images_of_a_step()
@@ -240,17 +218,12 @@ class SegmentationDataModule(pl.LightningDataModule):
             self._parts[part] = self.read(part)
         return self._parts[part]
 
-    def _images_of_a_step(self) -> int:
-        """On each rank, over all micro-batches."""
-        return self.batch_size * getattr(self.trainer, "accumulate_grad_batches", 1)
-
     def _loader(
         self, pairs: Pairs, order: EpochSampler, size: int, view: SegmentationView | None = None
     ) -> ResumableLoader:
         labels = self.label_reader()
         dataset = SegmentationDataset(pairs, labels, view, seed=self.seed, skips=self._skips)
-        workers = self.num_workers
-        return loader(dataset, order, batch_size=size, num_workers=workers, collate=collate)
+        return self._batches(dataset, order, collate, batch_size=size)
 
 
 class SegmentationDataset(Dataset[Item]):

@@ -4,15 +4,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from goodtransfer.data.cityscapes import CITYSCAPES_CLASSES
 from goodtransfer.data.files import Files, scan_flat
-from goodtransfer.data.images import ImageDataModule, ImageOptions, Parts
-from goodtransfer.data.segmentation import Pairs, SegmentationDataModule, SegmentationOptions
+from goodtransfer.data.images import ImageDataModule, Parts
+from goodtransfer.data.segmentation import Pairs, SegmentationDataModule
 from goodtransfer.views.segmentation import IGNORE
 
 RAND = "RAND_CITYSCAPES"
@@ -122,7 +122,7 @@ class SYNTHIADataModule(ImageDataModule):
         sequences: folders to train on; None for every ``SYNTHIA-SEQS-*``.
         val: folders to report on, which are not trained on. SYNTHIA has no official split.
         cameras: such as ``"Stereo_Left/Omni_F"``; None for all eight.
-        options: see :class:`ImageDataModule`.
+        options: those of :class:`ImageDataModule`.
 
     Raises:
         FileNotFoundError: for a sequence that is not there, with the expected tree.
@@ -136,7 +136,7 @@ class SYNTHIADataModule(ImageDataModule):
         sequences: Names | None = None,
         val: Names = (),
         cameras: Names | None = None,
-        **options: Unpack[ImageOptions],
+        **options: Any,
     ) -> None:
         super().__init__(root, **options)
         self.frames = _frames(self.root, sequences, val, cameras)
@@ -186,7 +186,7 @@ class SYNTHIASegmentationDataModule(SegmentationDataModule):
         sequences: Names | None = None,
         val: Names = (),
         cameras: Names | None = None,
-        **options: Unpack[SegmentationOptions],
+        **options: Any,
     ) -> None:
         super().__init__(root, **options)
         self.frames = _frames(self.root, sequences, val, cameras)

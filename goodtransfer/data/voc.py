@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
@@ -18,11 +18,9 @@ from tqdm import tqdm
 from goodtransfer.data.detection import (
     Columns,
     DetectionDataModule,
-    DetectionOptions,
     Record,
     Records,
 )
-from goodtransfer.data.detection import collate as collate
 from goodtransfer.data.files import EXTENSIONS, inside, listed
 from goodtransfer.data.fingerprint import voc_fingerprint, voc_list
 from goodtransfer.distributed import rank
@@ -81,7 +79,7 @@ class VOCDetectionDataModule(DetectionDataModule):
         train: str | Sequence[str] = ("2007/trainval",),
         test: str = "2007/test",
         class_names: Sequence[str] = VOC_CLASSES,
-        **options: Unpack[DetectionOptions],
+        **options: Any,
     ) -> None:
         super().__init__(root, train=train, test=test, **options)
         if len(set(class_names)) < max(len(class_names), 1):

@@ -38,7 +38,7 @@ def test_an_unknown_verb_is_one_sentence(word, hint, capsys):
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err == (
-        "goodtransfer: error: Expected a verb among fit, validate, test, predict, study, "
+        "goodtransfer: error: Expected a verb among fit, validate, test, predict, data, study, "
         f"but got {word!r}: {hint}\n"
     )
 

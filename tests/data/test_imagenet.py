@@ -410,8 +410,8 @@ def test_fewer_images_than_one_batch(tree):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "`batch_size` and `size` to be positive, but got 0 and 224"),
-        ({"size": -1}, "positive, but got 256 and -1"),
+        ({"batch_size": 0}, "`batch_size` to be positive, but got 0"),
+        ({"size": -1}, "`size` to be positive, but got -1"),
         ({"selection": 1.0}, r"`selection` in \[0, 1\), but got 1.0"),
         ({"selection": -0.1}, "but got -0.1"),
     ],

@@ -323,8 +323,8 @@ def test_an_empty_list(drawn):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "`batch_size` and `size` to be positive, but got 0 and 224"),
-        ({"size": 0}, "positive, but got 128 and 0"),
+        ({"batch_size": 0}, "`batch_size` to be positive, but got 0"),
+        ({"size": 0}, "`size` to be positive, but got 0"),
         ({"flip": 1.1}, r"`flip` in \[0, 1\] and `selection` in \[0, 1\), but got 1.1 and 0.0"),
         ({"selection": 1.0}, "but got 0.5 and 1.0"),
         ({"on_error": "ignore"}, "'raise' or 'skip', but got 'ignore'"),

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from goodtransfer.data import VOCDetectionDataModule, make_voc
+from goodtransfer.data.detection import collate
 from goodtransfer.data.toy import CLASSES
-from goodtransfer.data.voc import collate
 from goodtransfer.encoders import OwnTrunk, build
 from goodtransfer.metrics import VOCDetectionAP
 from goodtransfer.optim import warmup_step, without_norm_decay
