@@ -157,13 +157,21 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The short side to ``short``, then the middle ``size`` x ``size``."""
+    """The short side to ``short``, then the middle ``size`` x ``size``.
+
+    Of an image more than 16 times as long as wide, which resizing could make gigabytes of, the
+    middle alone is resized.
+    """
 
     short: int
     size: int
 
     def __call__(self, random: Random, height: int, width: int) -> Iterator[Operation]:
         least = min(height, width)
+        if max(height, width) > 16 * least:
+            top, left = (max(side - 16 * least, 0) // 2 for side in (height, width))
+            height, width = (min(side, 16 * least) for side in (height, width))
+            yield Operation(pixels.crop, (top, left, height, width))
         h, w = (int(self.short * side / least) for side in (height, width))
         top, left = (round((side - self.size) / 2) for side in (h, w))
         yield Operation(pixels.resize, (h, w))

@@ -359,6 +359,23 @@ def test_the_smallest_images_have_views(name, height, width):
         assert tuple(view.shape) == (3, SIZE, SIZE)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_middle_of_a_very_long_image(turned):
+    """A line of pixels is not made into gigabytes on the way; what shows is the same."""
+    image = np.zeros((2, 9000, 3), np.uint8)
+    image[:, 4499:] = 200
+    image = image.transpose(1, 0, 2).copy() if turned else image
+    made = recipe("center", SIZE)
+    sizes = [
+        d.parameters for d in made.draw(*image.shape[:2], 0, **ADDRESS) if len(d.parameters) == 2
+    ]
+    assert max(max(size) for size in sizes) == 16 * round(SIZE * 256 / 224)
+    (view,) = made(image, **ADDRESS)
+    view = view.transpose(1, 2) if turned else view
+    assert (view[:, :, 0] == 0).all()
+    assert (view[:, :, -1] == 200).all()
+
+
 def test_a_step_of_ones_own():
     """Anything that draws operations will do; recipes reach worker processes of any start method."""
     made = Recipe("mine", 1, (*views.center(SIZE).steps, posterize))
