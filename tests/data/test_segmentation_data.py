@@ -106,6 +106,15 @@ def test_training_gives_crops_of_every_image_once_an_epoch(tree):
     assert orders[0] != orders[1] != sorted(orders[1])
 
 
+def test_the_order_is_the_seeds(tree):
+    def order(seed):
+        found = batches(Streets(tree[0], seed=seed, **TINY).train_dataloader())
+        return [number for *_, ids in found for number in ids]
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+
+
 def test_the_papers_protocol_is_the_default(tree):
     data = Streets(tree[0])
     assert data.view == SegmentationView((512, 1024), (0.5, 2.0), (1024, 2048))
@@ -239,6 +248,17 @@ def test_an_image_and_its_label_come_together(tree):
     lose(root, "val", "images", 51)
     with pytest.raises(FileNotFoundError, match=r"for the label .*labels/053.png, but found none"):
         Streets(root).files("val")
+
+
+def test_labels_are_found_by_name_not_by_place(tree):
+    """Where the names of images and labels sort differently."""
+    root, _ = tree
+    files = scan_flat(root / "val" / "images")
+    wanted = np.array([b"053.png", b"050.png", b"052.png", b"051.png"])
+    pairs = Streets(root).paired(files, scan_flat(root / "val" / "labels"), wanted)
+    together = [(pairs.images.name(n), pairs.labels.name(n)) for n in range(len(pairs))]
+    images = [f"{n:03d}.png" for n in range(50, 54)]
+    assert sorted(together) == list(zip(images, wanted.astype(str).tolist(), strict=True))
 
 
 # --- Faults of files
