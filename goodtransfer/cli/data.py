@@ -25,8 +25,8 @@ data sets:
   coco-images    the same images without labels, for pretraining
   voc            VOCdevkit: --train 2007/trainval --test 2007/test
   cityscapes     leftImg8bit and gtFine
-  synthia        sequences or RAND_CITYSCAPES, with the class of each pixel
-  mini-imagenet  train.csv, val.csv, test.csv
+  synthia        the class of each pixel: --train SYNTHIA-SEQS-01-SPRING, or RAND_CITYSCAPES
+  mini-imagenet  train.csv, val.csv, test.csv; --imagenet FOLDER for the original images
 """
 
 
@@ -87,6 +87,8 @@ def _module(name: str, root: Path, arguments: argparse.Namespace) -> Any:
     if getattr(arguments, "max_pixels", None) is not None:
         options["max_pixels"] = arguments.max_pixels
     splits = {"train": arguments.train, "test": arguments.test and arguments.test[0]}
+    if name == "mini-imagenet" and arguments.imagenet is not None:
+        options["imagenet"] = arguments.imagenet
     return DATASETS[name](root, {k: v for k, v in splits.items() if v}, options)
 
 
@@ -109,17 +111,39 @@ def _plain(name: str) -> Callable[[Path, dict[str, Any], dict[str, Any]], Any]:
 def _folders(root: Path, splits: dict[str, Any], options: dict[str, Any]) -> Any:
     from goodtransfer import ImageFolderDataModule
 
-    train = splits.get("train", ["train"])[0]
+    train = _one(splits.get("train", ["train"]))
     return ImageFolderDataModule(root, train=train, val=splits.get("test", "val"), **options)
 
 
 def _unlabelled(root: Path, splits: dict[str, Any], options: dict[str, Any]) -> Any:
     from goodtransfer import ImageFolderDataModule
 
-    train = splits.get("train", ["."])[0]
+    train = _one(splits.get("train", ["."]))
     return ImageFolderDataModule(
         root, train=train, val=splits.get("test"), labelled=False, **options
     )
+
+
+def _one(folders: list[str]) -> str:
+    if len(folders) > 1:
+        raise ValueError(f"Expected one folder after --train, but got {' '.join(folders)}.")
+    return folders[0]
+
+
+def _synthia(root: Path, splits: dict[str, Any], options: dict[str, Any]) -> Any:
+    """The sequences; RAND_CITYSCAPES where that alone is there, or is asked for."""
+    from goodtransfer import SYNTHIASegmentationDataModule
+
+    rand, chosen = "RAND_CITYSCAPES", splits.get("train")
+    if chosen == [rand] or (
+        not chosen and (root / rand).is_dir() and not any(root.glob("*-SEQS-*"))
+    ):
+        options |= {"sequences": rand, "classes": "cityscapes"}
+    elif chosen:
+        options["sequences"] = chosen
+    if "test" in splits:
+        options["val"] = splits["test"]
+    return SYNTHIASegmentationDataModule(root, **options)
 
 
 def _coco(root: Path, splits: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -158,7 +182,7 @@ DATASETS: dict[str, Callable[[Path, dict[str, Any], dict[str, Any]], Any]] = {
     "coco-images": _plain("COCODataModule"),
     "voc": _voc,
     "cityscapes": _plain("CityscapesDataModule"),
-    "synthia": _plain("SYNTHIASegmentationDataModule"),
+    "synthia": _synthia,
     "mini-imagenet": _plain("MiniImageNetDataModule"),
 }
 
@@ -202,6 +226,8 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (check, show):
         verb.add_argument("--train", nargs="+", metavar="SPLIT", help="splits to train on")
         verb.add_argument("--test", nargs=1, metavar="SPLIT", help="split to report on")
+        verb.add_argument("--imagenet", type=Path, metavar="FOLDER",
+                          help="of ImageNet's class folders, for mini-imagenet")  # fmt: skip
     toy = verbs.add_parser(
         "make-toy", help="draw the toy world in the layout of every data set",
         epilog=EXAMPLES, formatter_class=raw,

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from goodtransfer.data.module import DataModule
 from goodtransfer.data.samples import Part, parts
+from goodtransfer.views.decode import open_image
 
 _TINY = 32  # pixels of a side, under which little can be cropped
 _SHOWN = 20  # faults that are printed of many
@@ -84,6 +85,14 @@ def check(module: DataModule, *, workers: int = 0) -> Findings:
     except (OSError, ValueError) as fault:  # of the whole data set
         findings.faults = [*module.skipped, str(fault)]
         return findings
+    if "train" not in found:
+        findings.faults.append(
+            f"Expected images to train on in {module.root}, but {type(module).__name__} finds none "
+            "there: unpack all of the data set, or correct the folder."
+        )
+    for name in module.expected:
+        if name not in found and name != "classes":
+            findings.counts[f"images of {name}"] = 0, module.expected[name]
     findings.faults += module.skipped
     for name, part in found.items():
         published = module.expected.get(name)
@@ -122,9 +131,9 @@ class _Looks(Dataset[Look]):
         path = self.part.files.path(number)
         try:
             self.part.sample(number)
+            return "", oddities(path), path
         except (OSError, ValueError) as fault:
             return str(fault), [], path
-        return "", oddities(path), path
 
 
 def _looked_at(name: str, part: Part, workers: int) -> Iterator[Look]:
@@ -147,7 +156,7 @@ def oddities(path: str) -> list[str]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, of size and metadata; the pixels were read already
-        with Image.open(path) as image:
+        with open_image(Path(path).read_bytes()) as image:
             kind, mode, size = image.format or "", image.mode, image.size
             turned = image.getexif().get(0x0112, 1) != 1
     suffix = Path(path).suffix.lower()

@@ -90,4 +90,5 @@ class CityscapesDataModule(SegmentationDataModule):
                 )
         images, labels = map(scan_flat, folders)
         labels = labels.take(np.char.endswith(labels.names, _LABEL))
-        return self.paired(images, labels, np.char.replace(images.names, _IMAGE, _LABEL))
+        wanted = [name.replace(_IMAGE, _LABEL) for name in images.names.tolist()]
+        return self.paired(images, labels, np.array(wanted, dtype=np.bytes_))

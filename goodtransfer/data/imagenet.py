@@ -1,8 +1,7 @@
 """ImageNet, whole or the subsets of Table 2."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,8 +36,6 @@ class ImageNetDataModule(ImageFolderDataModule):
         FileNotFoundError: for a missing or misshapen root, with the expected tree.
     """
 
-    expected = MappingProxyType({"train": 1_281_167, "val": 50_000, "classes": 1_000})
-
     def __init__(
         self,
         root: str | Path,
@@ -48,6 +45,12 @@ class ImageNetDataModule(ImageFolderDataModule):
     ) -> None:
         super().__init__(root, **options)
         self.subset = subset
+
+    @property
+    def expected(self) -> Mapping[str, int]:
+        if self.subset is not None:
+            return {}
+        return {"train": 1_281_167, "val": 50_000, "classes": 1_000}
 
     def read(self) -> Parts:
         parts = super().read()

@@ -189,7 +189,9 @@ class ImageDataModule(DataModule):
         if self._parts is None:
             parts = self.read()
             if self.selection:
-                selected = per_class_share(parts.train, self.selection, self.seed, at_most=50)
+                selected = per_class_share(
+                    parts.train, self.selection, self.seed, at_most=50, leave=1
+                )
                 self._selected = parts.train.take(selected)
                 parts = parts._replace(train=parts.train.take(~selected))
             self._parts = parts
@@ -262,9 +264,17 @@ def _stacked(values: list[Any]) -> Tensor | None:
 
 
 def per_class_share(
-    files: Files, share: float, seed: int, at_most: int | None = None
+    files: Files, share: float, seed: int, at_most: int | None = None, leave: int = 0
 ) -> NDArray[np.bool_]:
-    """Mask (N,) of a seeded share of every class, at least one image of each."""
+    """Mask (N,) of a seeded share of every class, at least one image of each.
+
+    Args:
+        files: with their labels.
+        share: of each class, from 0 to 1.
+        seed: of the choice.
+        at_most: images of a class.
+        leave: images of a class that are left, even if that is all of them.
+    """
     taken = np.zeros(len(files), dtype=np.bool_)
     if not len(files):
         return taken
@@ -273,5 +283,6 @@ def per_class_share(
     for label, group in zip(labels.tolist(), np.split(order, starts[1:]), strict=True):
         count = max(1, round(share * len(group)))
         count = min(count, at_most) if at_most is not None else count
+        count = min(count, len(group) - leave)
         taken[random.Random(f"{seed}/{label}").sample(group.tolist(), count)] = True
     return taken

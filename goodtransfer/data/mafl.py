@@ -216,7 +216,7 @@ class MAFLDataModule(DataModule):
             return {"test": faces}
         if not self.selection:
             return {"train": faces, "selection": faces.take(np.zeros(len(faces.files), np.bool_))}
-        selected = per_class_share(faces.files, self.selection, self.seed)
+        selected = per_class_share(faces.files, self.selection, self.seed, leave=1)
         return {"train": faces.take(~selected), "selection": faces.take(selected)}
 
     def _listed(self, part: str) -> Faces:

@@ -68,7 +68,6 @@ class MiniImageNetDataModule(ImageDataModule):
             "train": 34_560,
             "val": 3_840,
             "classes": 64,
-            "base": 38_400,
             "validation": 9_600,
             "novel": 12_000,
         }
@@ -87,7 +86,7 @@ class MiniImageNetDataModule(ImageDataModule):
 
     def read(self) -> Parts:
         base, names = self._split("base")
-        kept_back = per_class_share(base, _KEPT_BACK, _SPLIT_SEED)
+        kept_back = per_class_share(base, _KEPT_BACK, _SPLIT_SEED, leave=1)
         return Parts(names, base.take(~kept_back), base.take(kept_back))
 
     def files(self, part: str) -> Files:

@@ -81,7 +81,9 @@ class PlacesDataModule(ImageDataModule):
         if (self.root / _LIST_365).is_file():
             return self._places365()
         if (self.root / "train").is_dir():
-            return ImageFolderDataModule(self.root).read()
+            folders = ImageFolderDataModule(self.root)
+            folders._skips = self._skips
+            return folders.read()
         raise FileNotFoundError(
             f"Expected Places205 or Places365 in {self.root}, but none of its lists or folders is "
             f"there. The expected tree is one of:\n{TREES}"

@@ -1,7 +1,7 @@
 """One image of any data module with all that is known of it, as pictures and checks need it."""
 
 from collections.abc import Callable
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from goodtransfer.data.detection import DetectionDataModule
+from goodtransfer.data.detection import DetectionDataModule, DetectionDataset
 from goodtransfer.data.files import Files
 from goodtransfer.data.images import ImageDataModule
 from goodtransfer.data.mafl import MAFLDataModule, MAFLDataset
@@ -63,36 +63,40 @@ def parts(module: pl.LightningDataModule) -> dict[str, Part]:
     raise ValueError(f"Expected a data module of goodtransfer, but got {type(module).__name__}.")
 
 
+# What reads a sample is a function of this file and its first arguments, so that it can be sent to
+# processes that are started in any way.
+
+
 @parts.register
 def _(module: ImageDataModule) -> dict[str, Part]:
     def part(name: str) -> Part:
-        files, names = module.files(name), module.label_names(name)
-
-        def sample(number: int) -> Sample:
-            label = int(files.labels[number])
-            known = (names[label],) if 0 <= label < len(names) else ()
-            image = decode(files.path(number), max_pixels=module.max_pixels)
-            return Sample(to_tensor(image), known)
-
-        return Part(files, files.labels, sample)
+        files = module.files(name)
+        read = partial(_classified, files, module.label_names(name), module.max_pixels)
+        return Part(files, files.labels, read)
 
     return {name: part(name) for name in module.parts}
+
+
+def _classified(files: Files, names: list[str], max_pixels: int, number: int) -> Sample:
+    label = int(files.labels[number])
+    known = (names[label],) if 0 <= label < len(names) else ()
+    return Sample(to_tensor(decode(files.path(number), max_pixels=max_pixels)), known)
 
 
 @parts.register
 def _(module: DetectionDataModule) -> dict[str, Part]:
     def part(name: str) -> Part:
         records = module.records(name)
-        dataset = module.dataset(records)
-
-        def sample(number: int) -> Sample:
-            image, target = dataset.item(0, number)
-            names = tuple(module.class_names[int(label)] for label in target["labels"])
-            return Sample(image, names, target["boxes"], target.get("masks"))
-
-        return Part(records.files, records.objects["labels"], sample)
+        read = partial(_detected, module.dataset(records), module.class_names)
+        return Part(records.files, records.objects["labels"], read)
 
     return {name: part(name) for name in ("train", "test")}
+
+
+def _detected(dataset: DetectionDataset, class_names: list[str], number: int) -> Sample:
+    image, target = dataset.item(0, number)
+    names = tuple(class_names[int(label)] for label in target["labels"])
+    return Sample(image, names, target["boxes"], target.get("masks"))
 
 
 @parts.register
@@ -100,16 +104,16 @@ def _(module: SegmentationDataModule) -> dict[str, Part]:
     def part(name: str) -> Part:
         pairs = module.files(name)
         dataset = SegmentationDataset(pairs, module.label_reader())
-
-        def sample(number: int) -> Sample:
-            image, target = dataset.item(0, number)
-            there = sorted(set(target["classes"].flatten().tolist()) - {IGNORE})
-            names = tuple(module.class_names[n] for n in there)
-            return Sample(image, names, classes=target["classes"])
-
-        return Part(pairs.images, np.zeros(0, dtype=np.int64), sample)
+        read = partial(_segmented, dataset, module.class_names)
+        return Part(pairs.images, np.zeros(0, dtype=np.int64), read)
 
     return {name: part(name) for name in module.parts}
+
+
+def _segmented(dataset: SegmentationDataset, class_names: list[str], number: int) -> Sample:
+    image, target = dataset.item(0, number)
+    there = sorted(set(target["classes"].flatten().tolist()) - {IGNORE})
+    return Sample(image, tuple(class_names[n] for n in there), classes=target["classes"])
 
 
 @parts.register
@@ -117,11 +121,11 @@ def _(module: MAFLDataModule) -> dict[str, Part]:
     def part(name: str) -> Part:
         faces = module.faces(name)
         dataset = MAFLDataset(faces, size=module.size, max_pixels=module.max_pixels)
-
-        def sample(number: int) -> Sample:
-            image, target = dataset.item(0, number)
-            return Sample(image, landmarks=target["landmarks"])
-
-        return Part(faces.files, np.zeros(0, dtype=np.int64), sample)
+        return Part(faces.files, np.zeros(0, dtype=np.int64), partial(_landmarked, dataset))
 
     return {name: part(name) for name in ("train", "test")}
+
+
+def _landmarked(dataset: MAFLDataset, number: int) -> Sample:
+    image, target = dataset.item(0, number)
+    return Sample(image, landmarks=target["landmarks"])

@@ -1,5 +1,6 @@
 """Pictures of data sets: a row of images each, with all that is annotated (the paper's Figure 5)."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmenta
 from goodtransfer.data.cityscapes import PALETTE
 from goodtransfer.data.samples import Part, Sample, parts
 from goodtransfer.views.pixels import resize, to_tensor
+
+log = logging.getLogger(__name__)
 
 _GAP, _TEXT = 4, 16  # pixels between images, and for the line below each
 
@@ -44,6 +47,8 @@ def picture(
     rows = []
     for module in modules:
         found = parts(module)
+        if not found:
+            raise ValueError(f"Expected images in {module}, but found none: correct the folder.")
         chosen = found.get(part) or next(iter(found.values()))
         rows.append(_row(chosen, width, height, seed))
     step = height + _TEXT + _GAP
@@ -61,9 +66,9 @@ def drawn(sample: Sample) -> Tensor:
     image = sample.image
     if sample.classes is not None:
         there = sorted(set(sample.classes.flatten().tolist()) & set(range(len(PALETTE))))
-        masks = torch.stack([sample.classes == number for number in there])
+        masks = sample.classes == torch.tensor(there, dtype=torch.int64)[:, None, None]
         colours = [PALETTE[number] for number in there]
-        image = draw_segmentation_masks(image, masks, alpha=0.6, colors=colours)
+        image = draw_segmentation_masks(image, masks, alpha=0.6, colors=colours) if there else image
     colours = [_COLOURS[n % len(_COLOURS)] for n in range(len(sample.names))]
     if sample.masks is not None and len(sample.masks):
         image = draw_segmentation_masks(image, sample.masks.bool(), alpha=0.5, colors=colours)
@@ -78,14 +83,18 @@ def drawn(sample: Sample) -> Tensor:
 
 
 def _row(part: Part, width: int, height: int, seed: int) -> list[Image.Image]:
-    """Images drawn by lot, as many as fit."""
+    """Images drawn by lot, as many as fit; those that cannot be read are passed over."""
     row: list[Image.Image] = []
     left = width - _GAP
     for number in np.random.default_rng(seed).permutation(len(part.files)):
-        panel = _panel(part.sample(int(number)), height)
+        try:
+            panel = _panel(part.sample(int(number)), height)
+        except (OSError, ValueError) as fault:
+            log.warning("skipped: %s", fault)
+            continue
         left -= panel.width + _GAP
         if left < 0:
-            break
+            return row or [panel.resize((width - 2 * _GAP, panel.height))]
         row.append(panel)
     return row
 

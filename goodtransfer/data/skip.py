@@ -41,9 +41,16 @@ class Skips:
         log.warning("left out: %s", fault)
 
     def reading(self, count: int, path: Callable[[int], str]) -> "Reading":
-        """What reads the ``count`` images of a data set; ``path`` names them."""
-        self._readings.append(Reading(count, path, self.on_error))
-        return self._readings[-1]
+        """What reads the ``count`` images of a data set; ``path`` names them.
+
+        One for each list of files, however many loaders are made of it.
+        """
+        for known in self._readings:
+            if known.path == path and known.count == count:
+                return known
+        made = Reading(count, path, self.on_error)
+        self._readings += [made] if self.on_error == "skip" else []
+        return made
 
     @property
     def skipped(self) -> list[str]:
@@ -66,7 +73,7 @@ class Reading:
     def __init__(self, count: int, path: Callable[[int], str], on_error: OnError) -> None:
         self.count, self.path, self.on_error = count, path, on_error
         # In memory that worker processes share with the one that reports.
-        self._faulty = torch.zeros(count, dtype=torch.bool)
+        self._faulty = torch.zeros(count if on_error == "skip" else 0, dtype=torch.bool)
         self._faulty.share_memory_()  # type: ignore[no-untyped-call]
 
     def faulty(self) -> list[int]:

@@ -56,10 +56,11 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Pixel
 
 def _decode_by_pil(content: bytes, max_pixels: int, name: str) -> Pixels:
     try:
-        with _open(content) as image:
+        with open_image(content) as image:
             _guard(*image.size, max_pixels, name)
             image.info.pop("transparency", None)  # dropped anyhow, and PIL warns of some
-            if image.mode.startswith("I;16"):  # PIL would clip at 255
+            # PIL would clip at 255. It calls PGM's 16 bits "I".
+            if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
                 grey = (np.asarray(image) >> 8).astype(np.uint8)
                 return np.repeat(grey[:, :, None], 3, axis=2)
             return np.array(image.convert("RGB"))
@@ -74,7 +75,7 @@ def _decode_by_pil(content: bytes, max_pixels: int, name: str) -> Pixels:
 _OPENING = threading.Lock()
 
 
-def _open(content: bytes) -> Image.Image:
+def open_image(content: bytes) -> Image.Image:
     """Read the header, without PIL's own limit, since ours may be higher."""
     with _OPENING:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

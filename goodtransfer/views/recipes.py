@@ -82,7 +82,8 @@ class Recipe:
         self, image: Pixels | Image.Image, number: int, *, seed: int, epoch: int, index: int
     ) -> Tensor:
         """View ``number`` of the image, uint8 (3, H, W)."""
-        made = np.require(image, requirements="W")  # torch warns of an array it cannot write to
+        # Torch warns of arrays it cannot write to, and refuses turned ones, such as BGR made RGB.
+        made = np.require(image, requirements=["C", "W"])
         if made.ndim != 3 or made.shape[2] != 3 or made.dtype != np.uint8:
             raise ValueError(
                 f"Expected an RGB image of uint8 (H, W, 3), but got {made.dtype} {made.shape}: "

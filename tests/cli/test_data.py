@@ -77,6 +77,28 @@ def test_splits_may_have_other_names(tmp_path, capsys):
     assert "no --train or --test for PlacesDataModule" in capsys.readouterr().err
 
 
+def test_synthia_in_either_layout(world, tmp_path, capsys):
+    command = ["data", "check", str(world / "synthia"), "--dataset", "synthia", "--workers", "0"]
+    assert (
+        main([*command, "--train", "SYNTHIA-SEQS-01-SPRING", "--test", "SYNTHIA-SEQS-02-SUMMER"])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "images of train" in printed
+    assert "images of val" in printed
+    assert main([*command, "--train", "RAND_CITYSCAPES"]) == 0
+    (tmp_path / "RAND_CITYSCAPES").symlink_to(world / "synthia" / "RAND_CITYSCAPES")
+    command[2] = str(tmp_path)
+    assert main(command) == 0
+    assert "classes" in capsys.readouterr().out
+
+
+def test_one_folder_to_train_on(tmp_path, capsys):
+    command = ["data", "check", str(tmp_path), "--dataset", "unlabelled", "--train", "a", "b"]
+    assert main(command) == 2
+    assert "one folder after --train, but got a b" in capsys.readouterr().err
+
+
 def test_the_limit_of_pixels(tmp_path):
     path = tmp_path / "x" / "1.png"
     path.parent.mkdir()

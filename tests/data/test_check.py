@@ -1,6 +1,7 @@
 """Damage of every kind, put into the toy world: each is found, and nothing else is."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -172,6 +173,40 @@ def test_a_missing_part_is_one_fault(copy):
     findings = checked(root, "imagefolder")
     assert len(findings.faults) == 1
     assert "Expected a folder of classes at" in findings.faults[0]
+
+
+def test_an_empty_data_set_is_no_sound_one(tmp_path):
+    for folder in ("leftImg8bit/train", "leftImg8bit/val", "gtFine/train", "gtFine/val"):
+        (tmp_path / folder).mkdir(parents=True)
+    findings = checked(tmp_path, "cityscapes")
+    assert len(findings.faults) == 1
+    assert "images to train on in" in findings.faults[0]
+    assert findings.counts["images of val"] == (0, 500)
+    assert not findings.complete
+
+
+def test_a_part_of_the_data_set_has_no_published_counts(world):
+    made = goodtransfer.ImageNetDataModule(world / "imagefolder", subset="10%", on_error="skip")
+    assert not check(made).published
+
+
+def test_a_large_image_that_is_allowed_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    (tmp_path / "x").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "x" / "large.png")
+    made = goodtransfer.ImageFolderDataModule(
+        tmp_path, train=".", val=None, labelled=False, on_error="skip"
+    )
+    assert check(made).faults == []
+
+
+@pytest.mark.parametrize("layout", MODULES)
+def test_samples_can_be_sent_to_processes_of_any_kind(world, layout):
+    options = OPTIONS.get(layout, {})
+    made = getattr(goodtransfer, MODULES[layout])(world / layout, **options)
+    for part in parts(made).values():
+        again = pickle.loads(pickle.dumps(part.sample))
+        assert (again(0).image == part.sample(0).image).all()
 
 
 def test_counts_stand_beside_the_published(world):

@@ -461,6 +461,6 @@ def test_images_to_pretrain_on(world):
     assert sum(len(batch.label) for batch in data.val_dataloader()) == 9
     assert COCODataModule(world, train="val2017", val=None).num_images == 9
     assert re.fullmatch("[0-9a-f]{16}", data.fingerprint())
-    assert data.expected == {"train": 118_287, "val": 5_000, "classes": 0}
+    assert data.expected == {"train": 118_287, "val": 5_000}
     with pytest.raises(FileNotFoundError, match="folder of images at .*/train2014, such as"):
         COCODataModule(world, train="train2014").setup("fit")

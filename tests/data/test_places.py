@@ -236,3 +236,14 @@ def test_a_listed_image_that_is_missing(tmp_path, make):
     assert str(lost) not in [path for path, _ in data.files("train")]
     assert len(data.skipped) == 1
     assert str(lost) in data.skipped[0]
+
+
+def test_an_empty_class_folder_may_be_skipped(tmp_path):
+    root = make_places(tmp_path / "places", train=12, val=6, size=32)
+    for path in (root / "train" / "flat-plain").iterdir():
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="found none in flat-plain"):
+        _ = PlacesDataModule(root).num_images
+    data = PlacesDataModule(root, on_error="skip")
+    assert data.num_images == 10
+    assert ["found none in flat-plain" in line for line in data.skipped] == [True]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import goodtransfer
 from goodtransfer.data import toy, toy_layouts
@@ -75,6 +76,22 @@ def test_a_grid_has_a_row_for_each_set(world):
         assert not white[above, 4 : 4 + wide].all(0).any()
     assert np.array_equal(pixels, np.asarray(picture(modules, width=280, height=64)))
     assert not np.array_equal(pixels, np.asarray(picture(modules, width=280, height=64, seed=1)))
+
+
+def test_a_row_takes_what_can_be_drawn(tmp_path):
+    """An image wider than the picture, and one that cannot be read."""
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (2000, 100), (200, 0, 0)).save(tmp_path / "a" / "wide.png")
+    (tmp_path / "a" / "broken.png").write_bytes(b"")
+    made = goodtransfer.ImageFolderDataModule(tmp_path, train=".", val=None, labelled=False)
+    grid = np.asarray(picture([made], width=300, height=64))
+    assert (grid[30, 10:290] == (200, 0, 0)).all()
+
+
+def test_a_map_without_a_class_that_counts():
+    image = grey()
+    classes = torch.full((60, 80), 255, dtype=torch.uint8)
+    assert torch.equal(drawn(Sample(image, classes=classes)), image)
 
 
 def test_samples_tell_what_the_lists_say(world):

@@ -90,9 +90,19 @@ def test_each_fault_is_logged_when_it_is_met(root, caplog):
     for _ in range(2):
         list(data.train_dataloader())
         messages = [record.getMessage() for record in caplog.records]
-        assert len(messages) == 3  # of each loader
+        assert len(messages) == 3  # and not again by the next loader
         assert all(m.startswith("skipped: Expected an image at ") for m in messages)
-        caplog.clear()
+
+
+def test_loaders_leave_nothing_behind(root):
+    """However many are made: shared memory, of which each takes a file descriptor, is there once."""
+    data = module(root)
+    for _ in range(5):
+        data.train_dataloader(), data.test_dataloader()
+    assert len(data._skips._readings) == 2
+    raising = module(root, on_error="raise")
+    raising.train_dataloader()
+    assert raising._skips._readings == []
 
 
 def test_a_trainer_lists_them_at_the_end(root, trainer_options, caplog):

@@ -68,6 +68,12 @@ def test_sixteen_bits_of_grey_are_not_clipped(tmp_path):
     assert decode(tmp_path / "deep.tif").tolist() == decode(tmp_path / "deep.png").tolist()
 
 
+def test_sixteen_bits_of_a_pgm(tmp_path):
+    deep = np.linspace(0, 65535, 12).astype(">u2").reshape(3, 4)
+    (tmp_path / "deep.pgm").write_bytes(b"P5 4 3 65535\n" + deep.tobytes())
+    assert decode(tmp_path / "deep.pgm")[..., 0].tolist() == (deep >> 8).tolist()
+
+
 def test_sixteen_bits_of_colour(tmp_path):
     deep = (picture().astype(np.uint16) << 8) + 77
     cv2.imwrite(str(tmp_path / "deep.png"), deep[:, :, ::-1])

@@ -359,6 +359,13 @@ def test_the_smallest_images_have_views(name, height, width):
         assert tuple(view.shape) == (3, SIZE, SIZE)
 
 
+def test_an_array_turned_from_bgr():
+    """As OpenCV's users have it: a view with steps backwards."""
+    image, made = photo(), recipe("moco_v2", SIZE)
+    turned = image[:, :, ::-1].copy()[:, :, ::-1]
+    assert torch.equal(made(turned, **ADDRESS)[0], made(image, **ADDRESS)[0])
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_middle_of_a_very_long_image(turned):
     """A line of pixels is not made into gigabytes on the way; what shows is the same."""
