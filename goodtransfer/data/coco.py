@@ -5,13 +5,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from goodtransfer.data.coco_instances import Instances, read_instances
-from goodtransfer.data.coco_masks import unpack
+from goodtransfer.data.coco_masks import in_runs, polygons_of, unpack
 from goodtransfer.data.detection import (
     DetectionDataModule,
     DetectionDataset,
@@ -93,18 +94,22 @@ class COCODetectionDataModule(DetectionDataModule):
 
     Source: https://cocodataset.org. A target has ``boxes`` (x, y, x + width, y + height),
     ``labels``, ``image_id``, ``crowd`` bool (n,), ``area`` float32 (n,) as the file has it, and with
-    ``masks=True`` ``masks`` bool (n, H, W). Labels number the categories in the order of their ids;
-    images are in the order of theirs.
+    ``masks=True`` ``masks`` bool (n, H, W). With ``masks="polygons"`` those of a training target are a
+    list: of each object its polygons, float64 arrays (x, y, x, y, ...), or bool (H, W) where the file
+    has run lengths instead. Labels number the categories in the order of their ids; images are in
+    the order of theirs.
 
     **Training sees what detectron2 trains on**: no crowds, boxes clipped to the image, and no object
-    whose box or mask is then without area; ``skip_empty`` leaves out images with nothing but crowds.
-    (Two boxes of train2017 have no height.) **Test targets keep every object as it is in the file.**
+    whose box is then without area, or whose mask is without a pixel or a polygon; ``skip_empty``
+    leaves out images with nothing but crowds. (Two boxes of train2017 have no height.) **Test targets
+    keep every object as it is in the file.**
 
     Args:
         root: the folder that holds ``annotations`` and the splits' folders.
         train: splits to train on, such as ``train2014``.
         test: split to report on.
-        masks: read the outlines, too.
+        masks: read the outlines, too, as pixels; ``"polygons"``, as detectron2, to train on what the
+            file has (which takes more memory), while test targets have pixels.
         options: see :class:`DetectionDataModule`.
 
     Raises:
@@ -118,13 +123,17 @@ class COCODetectionDataModule(DetectionDataModule):
         *,
         train: str | Sequence[str] = "train2017",
         test: str = "val2017",
-        masks: bool = False,
+        masks: bool | Literal["polygons"] = False,
         **options: Any,
     ) -> None:
         super().__init__(root, train=train, test=test, **options)
+        if masks not in (False, True, "polygons"):
+            raise ValueError(
+                f"Expected `masks` to be False, True or 'polygons', but got {masks!r}."
+            )
         self.masks = masks
         self._categories: dict[int, str] = {}
-        self._outlines = bytearray()  # of all splits: as compressed run lengths
+        self._outlines = bytearray()  # of all splits, one after the other
 
     @property
     def class_names(self) -> list[str]:
@@ -162,7 +171,7 @@ class COCODetectionDataModule(DetectionDataModule):
     def read(self, split: str) -> Records[COCORecord]:
         source, folder = _annotations(self.root, split), _folder(self.root, split)
         leave_out = self._skips.leave_out
-        found = read_instances(source, folder, outlines=self.masks, leave_out=leave_out)
+        found = read_instances(source, folder, outlines=bool(self.masks), leave_out=leave_out)
         self._categories = self._categories or found.categories
         if found.categories != self._categories:
             odd = sorted(set(found.categories.items()) ^ set(self._categories.items()))
@@ -193,6 +202,9 @@ class COCODetectionDataModule(DetectionDataModule):
         options |= {"skips": self._skips, "max_pixels": self.max_pixels}
         return COCODataset(records, self._outlines, **options)
 
+    def training_dataset(self, **options: Any) -> DetectionDataset:
+        return super().training_dataset(polygons=self.masks == "polygons", **options)
+
     def _known(self) -> dict[int, str]:
         """The categories, from whichever split is read first."""
         if not self._categories:
@@ -211,16 +223,19 @@ class COCODetectionDataModule(DetectionDataModule):
             "area": np.array([thing.area for thing in objects], np.float32),
         }
         if self.masks:
-            lengths = [len(thing.outline) for thing in objects]
-            ends = np.cumsum([len(self._outlines), *lengths])
+            outlines = [thing.outline for thing in objects]
+            if self.masks != "polygons":  # run lengths take less memory
+                sizes = {image.id: (image.height, image.width) for image in images}
+                outlines = [in_runs(thing.outline, *sizes[thing.image_id]) for thing in objects]
+            ends = np.cumsum([len(self._outlines), *map(len, outlines)])
             columns["outline"] = np.stack([ends[:-1], ends[1:]], axis=1)
-            self._outlines += b"".join(thing.outline for thing in objects)
+            self._outlines += b"".join(outlines)
         order = np.argsort(owners, kind="stable")
-        sizes = np.array([(i.id, i.width, i.height) for i in images], np.int64).reshape(-1, 3)
+        sides = np.array([(i.id, i.width, i.height) for i in images], np.int64).reshape(-1, 3)
         return Records(
             COCORecord,
             listed(self.root, [f"{split}/{image.file_name}" for image in images], None, source),
-            dict(zip(("id", "width", "height"), sizes.T, strict=True)),
+            dict(zip(("id", "width", "height"), sides.T, strict=True)),
             {key: column[order] for key, column in columns.items()},
             np.bincount(owners, minlength=len(images)),
         )
@@ -231,21 +246,51 @@ class COCODataset(DetectionDataset):
 
     Args:
         records: of the images.
-        outlines: compressed run lengths, to which the records point.
+        outlines: packed masks, to which the records point.
+        polygons: give masks as polygons, where there are some.
         options: see :class:`DetectionDataset`.
     """
 
-    def __init__(self, records: Records[COCORecord], outlines: bytearray, **options: Any) -> None:
+    def __init__(
+        self,
+        records: Records[COCORecord],
+        outlines: bytearray,
+        *,
+        polygons: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(records, **options)
-        self.outlines = outlines
+        self.outlines, self.polygons = outlines, polygons
 
     def target(self, number: int) -> Target:
         target: Any = super().target(number)
         if "outline" in target:
             sides = [int(self.records.images[side][number]) for side in ("height", "width")]
             rows = target.pop("outline").tolist()
-            target["masks"] = unpack([bytes(self.outlines[a:b]) for a, b in rows], *sides)
+            packed = [bytes(self.outlines[a:b]) for a, b in rows]
+            target["masks"] = (
+                [polygons_of(outline) or unpack([outline], *sides)[0] for outline in packed]
+                if self.polygons
+                else unpack(packed, *sides)
+            )
         return cast(Target, target)
+
+    def mirror(self, target: Target, width: int) -> None:
+        super().mirror(target, width)
+        masks = target.get("masks", ())
+        if isinstance(masks, torch.Tensor):
+            target["masks"] = masks.flip(-1)
+        elif masks:
+            target["masks"] = [_mirrored(mask, width) for mask in masks]
+
+
+def _mirrored(mask: Any, width: int) -> Any:
+    """One object's mask: its pixels (H, W), or its polygons."""
+    if isinstance(mask, torch.Tensor):
+        return mask.flip(-1)
+    for polygon in mask:
+        polygon[::2] = width - polygon[::2]
+    return mask
 
 
 def _folder(root: Path, split: str) -> Path:

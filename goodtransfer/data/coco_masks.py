@@ -1,4 +1,4 @@
-"""Masks as COCO's files have them, and packed; polygons and run lengths go by pycocotools."""
+"""Masks as COCO's files have them, and packed: polygons, and pycocotools' run lengths, as bytes."""
 
 import math
 import warnings
@@ -7,8 +7,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pycocotools import mask as rle
 from torch import Tensor
+
+# A packed polygon begins with NaN, which run lengths, being text, never do.
+_BEGINS = np.array([np.nan])
 
 
 class FaultError(ValueError):
@@ -16,7 +20,7 @@ class FaultError(ValueError):
 
 
 def pack(segmentation: Any, height: int, width: int) -> bytes:
-    """A mask as pycocotools' compressed run lengths; empty for one without pixels.
+    """A mask as its file has it: polygons, or compressed run lengths; empty where it has neither.
 
     Args:
         segmentation: polygons [x, y, x, y, ...], or run lengths, compressed or not.
@@ -28,36 +32,52 @@ def pack(segmentation: Any, height: int, width: int) -> bytes:
         LookupError, TypeError, ValueError: for values of other types.
     """
     if isinstance(segmentation, dict):
-        mask = _of_runs(segmentation, height, width)
-    elif isinstance(segmentation, list):
+        return _counts(_of_runs(segmentation, height, width))
+    if isinstance(segmentation, list):
         # As detectron2 (v0.6, data/datasets/coco.py): fewer than three points are no polygon.
         polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-        if not polygons:
-            return b""
         limit = 2 * max(height, width)
         for polygon in polygons:
             # pycocotools keeps every pixel along an edge, however far it leads.
             near = -limit <= min(polygon) <= max(polygon) <= limit
             if not (near and math.isfinite(sum(polygon))):
                 raise FaultError(f"to have polygons in its image, but found {polygon!r:.200}")
-        mask = rle.merge(rle.frPyObjects(polygons, height, width))
-    else:
-        raise FaultError(f"to have polygons or run lengths, but found {segmentation!r:.200}")
-    return cast(bytes, mask["counts"]) if rle.area(mask) else b""
+        return b"".join(np.append(_BEGINS, polygon).tobytes() for polygon in polygons)
+    raise FaultError(f"to have polygons or run lengths, but found {segmentation!r:.200}")
+
+
+def polygons_of(outline: bytes) -> list[NDArray[np.float64]]:
+    """The polygons (x, y, x, y, ...) that :func:`pack` packed; none of run lengths."""
+    if not outline.startswith(_BEGINS.tobytes()):
+        return []
+    flat = np.frombuffer(outline)
+    starts = np.flatnonzero(np.isnan(flat))
+    return [polygon[1:].copy() for polygon in np.split(flat, starts[1:])]
+
+
+def in_runs(outline: bytes, height: int, width: int) -> bytes:
+    """A packed mask as compressed run lengths, whatever it was; empty for one without pixels."""
+    polygons = polygons_of(outline)
+    return _counts(rle.merge(rle.frPyObjects(polygons, height, width))) if polygons else outline
 
 
 def unpack(outlines: Sequence[bytes], height: int, width: int) -> Tensor:
-    """The masks that :func:`pack` packed, bool (n, height, width)."""
+    """Packed masks, bool (n, height, width)."""
     masks = torch.zeros(len(outlines), height, width, dtype=torch.bool)
-    filled = [number for number, outline in enumerate(outlines) if outline]
+    runs = [in_runs(outline, height, width) for outline in outlines]
+    filled = [number for number, counts in enumerate(runs) if counts]
     if filled:
-        packed = [{"size": [height, width], "counts": outlines[number]} for number in filled]
+        packed = [{"size": [height, width], "counts": runs[number]} for number in filled]
         with warnings.catch_warnings():
             # NumPy 2 wants `__array__` to take `copy`, which pycocotools 2.0.11 does not know of.
             warnings.simplefilter("ignore", DeprecationWarning)
             pixels = rle.decode(packed)  # (height, width, n)
         masks[filled] = torch.from_numpy(pixels).permute(2, 0, 1).bool()
     return masks
+
+
+def _counts(mask: Any) -> bytes:
+    return cast(bytes, mask["counts"]) if rle.area(mask) else b""
 
 
 def _of_runs(segmentation: dict[str, Any], height: int, width: int) -> Any:

@@ -138,7 +138,7 @@ class Target(TypedDict):
     difficult: NotRequired[Tensor]
     crowd: NotRequired[Tensor]
     area: NotRequired[Tensor]
-    masks: NotRequired[Tensor]
+    masks: NotRequired[Any]
     image_id: int
 
 
@@ -182,6 +182,10 @@ class DetectionDataset(Dataset[Item]):
         target["image_id"] = number
         return cast(Target, target)
 
+    def mirror(self, target: Target, width: int) -> None:
+        """Flip the objects with their image."""
+        target["boxes"][:, [0, 2]] = width - target["boxes"][:, [2, 0]]
+
     def item(self, epoch: int, number: int) -> Item:
         """Image ``number`` itself; OSError or ValueError where it cannot be used."""
         record = self.records[number]
@@ -195,9 +199,7 @@ class DetectionDataset(Dataset[Item]):
         target = self.target(number)
         if random.Random(f"{self.seed}/{epoch}/{number}").random() < self.flip:
             pixels = pixels[:, ::-1]
-            target["boxes"][:, [0, 2]] = record.width - target["boxes"][:, [2, 0]]
-            if "masks" in target:
-                target["masks"] = target["masks"].flip(-1)
+            self.mirror(target, record.width)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), target
 
 
@@ -315,6 +317,10 @@ class DetectionDataModule(DataModule):
         """What reads the images; ``options`` are of :class:`DetectionDataset`."""
         return DetectionDataset(records, skips=self._skips, max_pixels=self.max_pixels, **options)
 
+    def training_dataset(self, **options: Any) -> DetectionDataset:
+        """What reads the training images."""
+        return self.dataset(self.records("train"), **options)
+
     def setup(self, stage: str) -> None:
         self.records("test")
         step = self._images_of_a_step()
@@ -337,7 +343,7 @@ class DetectionDataModule(DataModule):
         if choices["group_by_aspect_ratio"]:
             wide = records.images["width"] > records.images["height"]
             sampler = GroupedSampler(wide.tolist(), batch_size=self.batch_size, **order)
-        dataset = self.dataset(records, flip=choices["flip"], seed=self.seed)
+        dataset = self.training_dataset(flip=choices["flip"], seed=self.seed)
         return self._batches(dataset, sampler, collate)
 
     def val_dataloader(self) -> ResumableLoader:

@@ -2,30 +2,32 @@
 
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy, deepcopy
-from itertools import count, islice
+from copy import deepcopy
+from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torchmetrics import Metric
 from torchvision.transforms.v2.functional import resize as resize_image
-from tqdm import tqdm
 
-from goodtransfer.distributed import rank, world_size
+from goodtransfer.callbacks.pictures import Pictures
+from goodtransfer.distributed import gather, rank
 from goodtransfer.encoders import Encoder
 from goodtransfer.metrics import VOCDetectionAP
 from goodtransfer.optim import warmup_step, without_norm_decay
-from goodtransfer.transfer.rcnn_c4 import RCNNC4, Detections, Target, rescale
+from goodtransfer.transfer.checks import check_encoder, resolve_classes
+from goodtransfer.transfer.draw_boxes import SIDE, drawing
+from goodtransfer.transfer.precise_bn import average_statistics, training_loader
+from goodtransfer.transfer.rcnn_c4 import RCNNC4, Detections, Size, Target
 from goodtransfer.transfer.small_batch import PAPER_BATCH, fidelity, scaled
 from goodtransfer.views import check_range
 from goodtransfer.weights import describe_input, load_encoder, restore_input
@@ -61,6 +63,8 @@ class Detection(pl.LightningModule):
 
     **Batch norm.** Before any score its statistics are made anew, on a copy of the detector: a true
     average over ``precise_bn`` training batches, as upstream.
+
+    A test leaves a picture of some images with their best detections, ``voc07_detections.png``.
 
     Args:
         encoder: a name, a weight file (see ``weights.load_encoder``), or a module; copied.
@@ -137,8 +141,16 @@ class Detection(pl.LightningModule):
 
     def _add_detector(self, num_classes: int) -> None:
         self.num_classes = self.hparams["num_classes"] = num_classes
-        self.detector = RCNNC4(self.encoder, num_classes, **(self.hparams["detector"] or {}))
-        self.ap = VOCDetectionAP(num_classes)
+        self.detector = self.network(num_classes, **(self.hparams["detector"] or {}))
+        self.ap: Any = self.metric(num_classes)
+
+    def network(self, num_classes: int, **options: Any) -> RCNNC4:
+        """The detector, around this task's encoder."""
+        return RCNNC4(self.encoder, num_classes, **options)
+
+    def metric(self, num_classes: int) -> Metric:
+        """What scores detections; its ``compute`` gives the logged numbers by name."""
+        return VOCDetectionAP(num_classes)
 
     @property
     def encoder(self) -> Encoder:
@@ -153,20 +165,11 @@ class Detection(pl.LightningModule):
     # --- Set-up
 
     def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        num_classes = getattr(data, "num_classes", None)
+        task, data = type(self).__name__, getattr(self.trainer, "datamodule", None)
+        num_classes = resolve_classes(self.hparams["num_classes"], data, task)
         if self.detector is None:
-            if num_classes is None:
-                raise ValueError(
-                    "Expected the number of classes, but num_classes=None and there is no data "
-                    "module to ask: pass Detection(num_classes=...)."
-                )
             self._add_detector(num_classes)
-        elif num_classes not in (None, self.num_classes):
-            raise ValueError(
-                f"Expected a data module of {self.num_classes} classes, as num_classes says, but "
-                f"{type(data).__name__} has {num_classes}: leave num_classes=None to take its number."
-            )
+        check_encoder(self.encoder, (4, 5), task)
         self._fused_norms = [
             name
             for name, module in self.named_modules()
@@ -226,12 +229,14 @@ class Detection(pl.LightningModule):
                 f"accumulate_grad_batches={accumulated} makes {step}. Either accumulate to "
                 f"{self.batch}, Trainer(accumulate_grad_batches={self.batch / len(images) / ranks:g}): "
                 "learning rate and steps are kept, batch norm sees the micro-batch; or pass "
-                f"Detection(batch={step}): learning rate and steps are scaled."
+                f"{type(self).__name__}(batch={step}): learning rate and steps are scaled."
             )
         synced = any(isinstance(m, nn.SyncBatchNorm) for m in self.modules())
         normalised = len(images) * (ranks if synced else 1)
         self.fidelity = fidelity(self.batch, accumulated, normalised)
-        rank_zero_info(f"Detection, {self.schedule.iterations:,} steps: {self.fidelity}")
+        rank_zero_info(
+            f"{type(self).__name__}, {self.schedule.iterations:,} steps: {self.fidelity}"
+        )
         if images[0].is_floating_point() and self.encoder.normalization is not None:
             check_range(images[0])
 
@@ -259,11 +264,14 @@ class Detection(pl.LightningModule):
         resized = [self.resize(image, chance.choice(self.short_sides)) for image in images]
         moved: list[Target] = []
         for image, larger, target in zip(images, resized, targets, strict=True):
-            y, x = (n / o for n, o in zip(larger.shape[-2:], image.shape[-2:], strict=True))
-            boxes = target["boxes"].float()  # whole numbers, too, become fractions
-            boxes = boxes * boxes.new_tensor([x, y, x, y])
-            moved.append({"boxes": boxes, "labels": target["labels"]})
+            moved.append(self.moved(target, _size(image), _size(larger)))
         return resized, moved
+
+    def moved(self, target: Target, before: Size, after: Size) -> Target:
+        """What is learnt of an image's objects, after the image was resized."""
+        y, x = (new / old for new, old in zip(after, before, strict=True))
+        boxes = target["boxes"].float()  # whole numbers, too, become fractions
+        return {"boxes": boxes * boxes.new_tensor([x, y, x, y]), "labels": target["labels"]}
 
     def resize(self, image: Tensor, short_side: int) -> Tensor:
         """(3, H, W) with that short side, or less where the long one would pass ``max_side``.
@@ -313,10 +321,9 @@ class Detection(pl.LightningModule):
         detect: Callable[[Sequence[Tensor]], list[Detections]],
     ) -> list[Detections]:
         resized = [self.resize(image, self.test_side) for image in images]
-        found = detect(resized)
+        found, rescale = detect(resized), self._own().rescale
         return [
-            rescale(f, (r.shape[-2], r.shape[-1]), (i.shape[-2], i.shape[-1]))
-            for f, r, i in zip(found, resized, images, strict=True)
+            rescale(f, _size(r), _size(i)) for f, r, i in zip(found, resized, images, strict=True)
         ]
 
     def on_validation_start(self) -> None:
@@ -331,7 +338,7 @@ class Detection(pl.LightningModule):
         images, targets = batch
         assert self._detect is not None
         found = self._detections(images, self._detect)
-        self.ap.update(found, targets)  # type: ignore[arg-type]
+        self.ap.update(found, targets)
         return {"detections": found}  # for callbacks
 
     test_step = validation_step
@@ -339,6 +346,12 @@ class Detection(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._detect = None
         if not self.trainer.sanity_checking:
+            scored, _ = gather(torch.tensor([int(self.ap.update_called)], device=self.device))
+            if not scored.any():
+                raise ValueError(
+                    "Expected images to score, but the validation or test loader gave none: pass "
+                    "one that has some."
+                )
             for name, value in self.ap.compute().items():  # over all ranks, so their mean is it
                 # The metric is on the CPU, where NCCL cannot average.
                 score = value.to(self.device, torch.float32)
@@ -346,51 +359,31 @@ class Detection(pl.LightningModule):
 
     on_test_epoch_end = on_validation_epoch_end
 
-    @torch.no_grad()
     def with_precise_bn(self) -> RCNNC4:
-        """A copy in eval mode whose BN statistics are the true average over training batches.
-
-        Source: fvcore's ``update_bn_stats`` as of MoCo's release, by detectron2's ``PreciseBN``.
-        """
+        """A copy in eval mode whose BN statistics are the true average over training batches."""
         detector = deepcopy(self._own())
-        norms = [m for m in detector.modules() if isinstance(m, _BatchNorm)]
-        loader = self._training_loader() if self.precise_bn and norms else None
-        if loader is None:
-            return detector.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average over all batches
-        detector.train()
-        batches = islice(_forever(loader), self.precise_bn)
-        bar = tqdm(batches, "precise BN", self.precise_bn, leave=False, disable=None)
-        for number, batch in enumerate(bar):
+
+        def run(number: int, batch: Batch) -> None:
             images, targets = self.transfer_batch_to_device(batch, self.device, 0)
             precision = self.trainer.precision_plugin
             with self._seeded("precise BN", number) as chance, precision.forward_context():
                 detector(*self._resized(images, targets, chance))
-        for buffer in (b for m in norms for b in (m.running_mean, m.running_var)):
-            if world_size() > 1 and buffer is not None:
-                dist.all_reduce(buffer)
-                buffer /= world_size()
-        return detector.eval()
 
-    def _training_loader(self) -> Iterable[Any] | None:
-        """A loader of its own from the data module; else the one that the fit has, if any."""
-        data = getattr(self.trainer, "datamodule", None)
-        if data is not None:
-            if self.trainer.state.fn != "fit":
-                data.setup("fit")  # where a user's module may make its training set
-            return data.train_dataloader()  # type: ignore[no-any-return]
-        if self.trainer.train_dataloader is None:
-            warnings.warn(
-                "Batch norm is scored with its running statistics, since there are no training images "
-                "to make them precisely: pass the data module to Trainer.test, too.",
-                stacklevel=2,
-            )
-        loader = copy(self.trainer.train_dataloader)
-        if isinstance(loader, DataLoader):
-            loader._iterator = None  # persistent workers go on with the fit's own batches
-        return loader
+        loader = training_loader(self.trainer) if self.precise_bn else None
+        average_statistics(detector, run, loader, self.precise_bn)
+        return detector
+
+    # --- Pictures
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [Pictures(f"{self.prefix}_detections", side=SIDE)]
+
+    def drawings(self, batch: Batch, outputs: Any, first: int) -> list[Tensor]:
+        """The first images of a test batch with their objects and as many best detections."""
+        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        names = names or [str(label) for label in range(self.num_classes)]
+        whole = zip(*batch, outputs["detections"], strict=True)
+        return [drawing(*image, names) for image in islice(whole, first)]
 
     # --- Checkpoints
 
@@ -403,18 +396,5 @@ class Detection(pl.LightningModule):
         self.fidelity = checkpoint["fidelity"]
 
 
-def _forever(loader: Iterable[Any]) -> Iterator[Any]:
-    """The loader's batches, epoch after epoch."""
-    for epoch in count():
-        sampler: Any = getattr(loader, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
-        empty = True
-        for batch in loader:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError(
-                "Expected training batches to make batch norm's statistics, but the loader gave none: "
-                "lower its batch_size, or pass Detection(precise_bn=0)."
-            )
+def _size(image: Tensor) -> Size:
+    return int(image.shape[-2]), int(image.shape[-1])

@@ -10,7 +10,7 @@ stay unrounded, background is the last class, boxes are regressed by plain L1).
 import math
 import re
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,31 +31,44 @@ Size = tuple[int, int]  # height, width
 class Target(TypedDict):
     """The objects of an image.
 
-    ``boxes`` (n, 4) float; ``labels`` (n,) int64 from 0; for the score also ``difficult`` (n,) bool
-    and ``image_id``.
+    ``boxes`` (n, 4) float; ``labels`` (n,) int64 from 0; where masks are learnt, ``masks``: bool
+    (n, H, W), or the mask of each object as a list, bool (H, W) or its polygons, float arrays
+    (x, y, x, y, ...). For VOC's score also ``difficult`` (n,) bool and ``image_id``, for COCO's
+    ``crowd`` (n,) bool, ``area`` (n,) and ``image_id``.
     """
 
     boxes: Tensor
     labels: Tensor
+    masks: NotRequired[Any]
     difficult: NotRequired[Tensor]
+    crowd: NotRequired[Tensor]
+    area: NotRequired[Tensor]
     image_id: NotRequired[int]
 
 
 class Detections(TypedDict):
-    """What was found in an image, best first: ``boxes`` (n, 4), ``scores`` (n,), ``labels`` (n,)."""
+    """What was found in an image, best first: ``boxes`` (n, 4), ``scores`` (n,), ``labels`` (n,).
+
+    From Mask R-CNN also the masks: at the network's size their probabilities in each box,
+    ``mask_probabilities`` (n, 14, 14); at the image's, ``masks`` bool (n, H, W).
+    """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    mask_probabilities: NotRequired[Tensor]
+    masks: NotRequired[Tensor]
 
 
 class Sampled(TypedDict):
-    """The regions one image trains the head on: ``boxes`` (r, 4), their class, and the object each
-    belongs to, (r,) and (r, 4); background has the class ``num_classes`` and any object.
+    """The regions one image trains the head on: ``boxes`` (r, 4), their class (r,), and the object
+    each belongs to, its ``numbers`` in the target (r,) and its box (r, 4). Background has the class
+    ``num_classes`` and any object.
     """
 
     boxes: Tensor
     labels: Tensor
+    numbers: Tensor
     objects: Tensor
 
 
@@ -170,8 +183,7 @@ class RCNNC4(nn.Module):
         anchors = self.anchors((int(c4.shape[-2]), int(c4.shape[-1]))).to(c4.device)
         proposals = self.propose(anchors, logits.detach(), deltas.detach(), sizes)
         if not self.training:
-            class_logits, box_deltas = self.box_predictor(self.region_features(c4, proposals))
-            return {}, self.detect(proposals, class_logits, box_deltas, sizes)
+            return {}, self.detect(c4, proposals, sizes)
         if targets is None:
             raise ValueError(
                 "Expected targets in training mode, but got None: pass them, or eval() to detect."
@@ -179,8 +191,7 @@ class RCNNC4(nn.Module):
         losses = self.rpn_losses(anchors, logits, deltas, targets)
         sampled = [self.sample(p, t) for p, t in zip(proposals, targets, strict=True)]
         features = self.region_features(c4, [s["boxes"] for s in sampled])
-        class_logits, box_deltas = self.box_predictor(features)
-        return losses | self.head_losses(class_logits, box_deltas, sampled), []
+        return losses | self.head_losses(features, sampled, targets), []
 
     def pad(self, images: Sequence[Tensor]) -> Tensor:
         """Normalised images as one batch (N, 3, H, W), with zeros to the right and below."""
@@ -264,7 +275,12 @@ class RCNNC4(nn.Module):
         taken = torch.cat((pos, neg))
         labels = torch.full_like(taken, self.num_classes)
         labels[: len(pos)] = target["labels"][nearest[pos]]
-        return {"boxes": boxes[taken], "labels": labels, "objects": objects[taken]}
+        return {
+            "boxes": boxes[taken],
+            "labels": labels,
+            "numbers": nearest[taken],
+            "objects": objects[taken],
+        }
 
     def pool(self, c4: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         """Regions of the map, (R, C, 14, 14): aligned, with as many samples a bin as it has pixels."""
@@ -276,15 +292,16 @@ class RCNNC4(nn.Module):
         return pooled.to(c4.dtype)
 
     def region_features(self, c4: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """(R, C5): the last stage on each region, the extra norm (no ReLU after it), the mean."""
+        """(R, C5, 7, 7): the last stage on each region and the extra norm (no ReLU after it)."""
         _, last_stage = self.encoder.split(4)
         features: Tensor = self.norm(last_stage(self.pool(c4, boxes)))
-        return features.mean(dim=(2, 3))
+        return features
 
     def head_losses(
-        self, logits: Tensor, deltas: Tensor, sampled: Sequence[Sampled]
+        self, features: Tensor, sampled: Sequence[Sampled], targets: Sequence[Target]
     ) -> dict[str, Tensor]:
         """Cross-entropy over all regions; L1 of the foreground's own class, over all regions, too."""
+        logits, deltas = self.box_predictor(features.mean(dim=(2, 3)))
         labels = torch.cat([s["labels"] for s in sampled])
         foreground = torch.where(labels < self.num_classes)[0]
         boxes = torch.cat([s["boxes"] for s in sampled])[foreground]
@@ -298,13 +315,11 @@ class RCNNC4(nn.Module):
 
     @torch.no_grad()
     def detect(
-        self,
-        proposals: Sequence[Tensor],
-        logits: Tensor,
-        deltas: Tensor,
-        sizes: Sequence[Size],
+        self, c4: Tensor, proposals: Sequence[Tensor], sizes: Sequence[Size]
     ) -> list[Detections]:
         """Each class's boxes of each region that are likely, NMS by class, the best of an image."""
+        features = self.region_features(c4, proposals)
+        logits, deltas = self.box_predictor(features.mean(dim=(2, 3)))
         counts = [len(p) for p in proposals]
         boxes = self.roi_coder.decode_single(deltas, torch.cat(list(proposals)))
         probabilities = logits.softmax(dim=1)[:, :-1]
@@ -320,6 +335,16 @@ class RCNNC4(nn.Module):
         likely = clip_boxes_to_image(boxes[region, label], size)
         kept = batched_nms(likely, scores, label, 0.5)[: self.detections]
         return {"boxes": likely[kept], "scores": scores[kept], "labels": label[kept]}
+
+    def rescale(self, found: Detections, network: Size, output: Size) -> Detections:
+        """Detections on an image of the size ``network`` as they are on one of the size ``output``."""
+        y, x = (out / net for out, net in zip(output, network, strict=True))
+        boxes = clip_boxes_to_image(
+            found["boxes"] * found["boxes"].new_tensor([x, y, x, y]), output
+        )
+        there = _not_empty(boxes)
+        kept: dict[str, Any] = {**found, "boxes": boxes}
+        return cast(Detections, {name: value[there] for name, value in kept.items()})
 
 
 def _not_empty(boxes: Tensor) -> Tensor:
@@ -341,18 +366,6 @@ def _match(matcher: Matcher, boxes: Tensor, objects: Tensor) -> tuple[Tensor, Te
     return label, nearest, objects.to(boxes)[nearest]
 
 
-def rescale(found: Detections, network: Size, output: Size) -> Detections:
-    """Detections on an image of the size ``network`` as they are on one of the size ``output``."""
-    y, x = (out / net for out, net in zip(output, network, strict=True))
-    boxes = clip_boxes_to_image(found["boxes"] * found["boxes"].new_tensor([x, y, x, y]), output)
-    there = _not_empty(boxes)
-    return {
-        "boxes": boxes[there],
-        "scores": found["scores"][there],
-        "labels": found["labels"][there],
-    }
-
-
 # Ours → detectron2's; the rest of a name stays. Blocks' norms lie inside their convolutions there.
 _DETECTRON2 = (
     (r"^encoder\.layer4\.", "roi_heads.res5."),
@@ -363,12 +376,12 @@ _DETECTRON2 = (
     (r"\.downsample\.1\.", ".shortcut.norm."),
     (r"^norm\.", "roi_heads.res5.norm."),
     (r"^rpn_head\.", "proposal_generator.rpn_head."),
-    (r"^box_predictor\.", "roi_heads.box_predictor."),
+    (r"^(box_predictor|mask_head)\.", r"roi_heads.\1."),
 )
 
 
 def detectron2_name(name: str) -> str:
-    """The name that a tensor of :class:`RCNNC4` on a ResNet has in detectron2 (for MoCo's yaml).
+    """The name that a tensor of a detector on a ResNet has in detectron2 (for MoCo's yaml).
 
     >>> detectron2_name("encoder.layer3.0.bn2.weight")
     'backbone.res4.0.conv2.norm.weight'

@@ -243,6 +243,66 @@ def test_splits_are_joined(own):
     assert torch.equal(target["masks"], expected)
 
 
+# --- Polygons
+
+
+def test_polygons_to_train_on_and_pixels_to_score(world):
+    data = COCODetectionDataModule(world, masks="polygons", loader=AS_IS)
+    ids, parsed = data.image_ids("train"), content(world, "train2017")["annotations"]
+    for _, target in items(data.train_dataloader()):
+        entries = [e for e in parsed if e["image_id"] == ids[target["image_id"]]]
+        expected = [e["segmentation"] for e in entries if not e["iscrowd"]]
+        found = [[polygon.tolist() for polygon in mask] for mask in target["masks"]]
+        assert found == expected
+    pixels = COCODetectionDataModule(world, masks=True)
+    for (_, one), (_, other) in zip(
+        items(data.test_dataloader()), items(pixels.test_dataloader()), strict=True
+    ):
+        assert torch.equal(one["masks"], other["masks"])
+    dataset = data.dataset(data.records("train"))  # as pictures and checks read it
+    assert dataset[0][1]["masks"].dtype == torch.bool
+
+
+def test_an_object_of_run_lengths_is_pixels_among_polygons(own):
+    """Three objects: two polygons, runs, and nothing; and a mask without a pixel, which is one."""
+    square = {"size": [6, 8], "counts": [8, 3, 37]}  # the second column, from the third row on
+    polygons = [[4, 0, 8, 0, 8, 6], [1, 1, 2.5, 1, 2, 2]]
+    change(own, "mine", lambda c: c["annotations"][0].update(segmentation=square))
+    change(own, "mine", lambda c: c["annotations"][2].update(segmentation=polygons))
+    change(own, "mine", lambda c: c["annotations"].extend([
+        thing(3, (1, 1, 2, 2), segmentation=[[1, 2, 4, 5]], id=7),
+        thing(3, (1, 1, 2, 2), segmentation=[[1, 1, 1, 1, 1, 1]], id=8),
+    ]))  # fmt: skip
+    for flip in (0.0, 1.0):
+        data = module(own, masks="polygons", loader=AS_IS | {"flip": flip}, batch_size=1)
+        found = {t["image_id"]: t for _, t in items(data.train_dataloader())}
+        runs, outlines, point = found[1]["masks"]
+        expected = torch.zeros(6, 8, dtype=torch.bool)
+        expected[2:5, 6 if flip else 1] = True
+        assert torch.equal(runs, expected)
+        moved = [[8 - v if flip and n % 2 == 0 else v for n, v in enumerate(p)] for p in polygons]
+        assert [polygon.tolist() for polygon in outlines] == moved
+        assert [polygon.tolist() for polygon in point] == [[7, 1] * 3 if flip else [1, 1] * 3]
+        assert len(found[1]["boxes"]) == 3
+    # As pixels the last one is dropped, too.
+    assert module(own, masks=True).records("train").counts.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_polygons_flip_once_an_epoch(own, workers):
+    """What the data set keeps does not flip with what it gives."""
+    data = module(own, masks="polygons", loader={"flip": 1.0}, batch_size=1, num_workers=workers)
+    loader = data.train_dataloader()
+    for epoch in range(2):
+        found = {t["image_id"]: t["masks"] for _, t in items(loader, epoch)}
+        assert found[0][0][0].tolist() == [6, 0, 0, 0, 0, 8, 6, 8]
+
+
+def test_another_kind_of_masks(own):
+    with pytest.raises(ValueError, match="`masks` to be False, True or 'polygons', but got 'rle'"):
+        module(own, masks="rle")
+
+
 # --- How it is read
 
 

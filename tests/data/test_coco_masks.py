@@ -5,7 +5,7 @@ import pytest
 import torch
 from pycocotools import mask as official
 
-from goodtransfer.data.coco_masks import FaultError, pack, unpack
+from goodtransfer.data.coco_masks import FaultError, in_runs, pack, polygons_of, unpack
 
 SQUARE = torch.zeros(6, 9, dtype=torch.bool)
 SQUARE[2:5, 1:4] = True
@@ -38,7 +38,23 @@ def test_masks_in_all_three_forms():
         expected = torch.stack([SQUARE & False, SQUARE, SQUARE])
         assert torch.equal(unpack([b"", outline, outline], 6, 9), expected)
     assert unpack([], 6, 9).shape == (0, 6, 9)
-    assert pack([], 6, 9) == pack([[1, 1, 1, 1, 1, 1]], 6, 9) == b""
+    assert pack([], 6, 9) == pack([[0, 0, 9, 0]], 6, 9) == b""
+    assert pack({"size": [6, 9], "counts": [54]}, 6, 9) == b""
+
+
+def test_polygons_stay_what_they_are():
+    """To the last bit, apart from those that are none; run lengths have no polygons."""
+    given = [[1.1, 2, 4, 2.3, 4, 5], [0, 0, 9, 0.1, 9, 6, 0, 6], [3, 3, 5, 3, 4, 4]]
+    outline = pack([*given, [1, 2, 3, 4]], 6, 9)
+    assert [polygon.tolist() for polygon in polygons_of(outline)] == given
+    assert polygons_of(pack(compressed(SQUARE), 6, 9)) == polygons_of(b"") == []
+
+
+def test_all_forms_in_runs():
+    square = pack([[1, 2, 4, 2, 4, 5, 1, 5]], 6, 9)
+    assert in_runs(square, 6, 9) == in_runs(pack(compressed(SQUARE), 6, 9), 6, 9)
+    assert in_runs(square, 6, 9) == compressed(SQUARE)["counts"].encode()
+    assert in_runs(pack([[1, 1, 1, 1, 1, 1]], 6, 9), 6, 9) == in_runs(b"", 6, 9) == b""
 
 
 def test_compressed_run_lengths_of_any_mask():

@@ -34,7 +34,7 @@ def main(world: str, out: Path) -> None:
     trainer = pl.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_epochs=-1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0,
+        num_sanity_val_steps=0, default_root_dir=out,
     )  # fmt: skip
     trainer.fit(module, data)
     scores = trainer.test(module, data, verbose=False)[0]

@@ -421,6 +421,19 @@ def test_a_user_s_own_loader(world, trainer_options):
     assert score["voc07_AP50"] == pytest.approx(float(metric.compute()["AP50"]), abs=1e-4)
 
 
+def test_a_test_leaves_pictures(world, trainer_options, tmp_path):
+    """Six images in two rows, objects of all and detections, with the class's name."""
+    trainer(trainer_options).test(task(precise_bn=0), data(world, batch_size=3), verbose=False)
+    picture = np.asarray(Image.open(tmp_path / "voc07_detections.png"))
+    assert picture.shape == (2 * 240 + 12, 3 * 240 + 16, 3)
+    for row in range(2):
+        for column in range(3):
+            cell = picture[4 + 244 * row : 244 + 244 * row, 4 + 244 * column : 244 + 244 * column]
+            assert (cell == (255, 255, 255)).all(-1).any()  # a true box
+            drawn = (cell == (0, 255, 0)).all(-1) | (cell == (255, 255, 0)).all(-1)
+            assert drawn.any()
+
+
 # --- Checkpoints and encoders
 
 
@@ -464,6 +477,15 @@ def test_sentences_of_encoders_and_classes(world, trainer_options):
         ValueError, match="data module of 3 classes, .* has 20: leave num_classes=None"
     ):
         trainer(trainer_options).fit(task(num_classes=3), data(world))
+    constant = task()
+    for parameter in constant.encoder.layer4.parameters():
+        nn.init.zeros_(parameter)
+    for parameter in constant.encoder.layer3.parameters():
+        nn.init.zeros_(parameter)
+    with pytest.raises(
+        ValueError, match="for Detection, but those of stage 4 are the same for any"
+    ):
+        trainer(trainer_options).fit(constant, data(world))
     loader = DataLoader(Listed(world), batch_size=4, collate_fn=collate)
     with pytest.raises(ValueError, match=r"pass Detection\(num_classes=...\)"):
         trainer(trainer_options).fit(task(num_classes=None), loader)
