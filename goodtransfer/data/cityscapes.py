@@ -69,6 +69,7 @@ class CityscapesDataModule(SegmentationDataModule):
             label, or a label without its image.
     """
 
+    palette = PALETTE
     expected = MappingProxyType({"train": 2_975, "val": 500, "classes": 19})
 
     @property

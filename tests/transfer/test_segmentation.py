@@ -1,0 +1,226 @@
+"""The Segmentation run against literal steps and schedules; its resume, scores and sentences."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader
+
+from goodtransfer import save_encoder
+from goodtransfer.data import (
+    CityscapesDataModule,
+    SYNTHIASegmentationDataModule,
+    make_cityscapes,
+    make_synthia,
+)
+from goodtransfer.data.segmentation import collate
+from goodtransfer.encoders import OwnTrunk
+from goodtransfer.metrics.segmentation import confusion, scores
+from goodtransfer.optim import poly
+from goodtransfer.transfer import Segmentation
+from goodtransfer.weights import load_encoder
+
+VIEW = {"crop": (32, 64), "nominal": (32, 64)}
+
+
+def task(encoder="resnet10w8", **changes):
+    torch.manual_seed(0)
+    given = {"batch": 4, "iterations": 6, "network": {"channels": 8, "aux_channels": 4}}
+    return Segmentation(encoder, **{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_cityscapes(tmp_path_factory.mktemp("city"), train=12, val=3, size=32)
+
+
+def data(world, **changes):
+    return CityscapesDataModule(world, **{"batch_size": 4, **VIEW, **changes})
+
+
+def trainer(options, **changes):
+    return pl.Trainer(**{"max_epochs": -1, "num_sanity_val_steps": 0, **options, **changes})
+
+
+def test_poly_is_mmsegmentation_s():
+    rates = [0.01 * poly(t, 40_000, floor=0.01) for t in (0, 1, 20_000, 39_999, 40_000)]
+    literal = [
+        (0.01 - 1e-4) * (1 - t / 40_000) ** 0.9 + 1e-4 for t in (0, 1, 20_000, 39_999, 40_000)
+    ]
+    assert rates == pytest.approx(literal, rel=1e-12)
+    assert rates[-1] == pytest.approx(1e-4)
+
+
+def test_steps_are_sgd_s(world, trainer_options):
+    """Two steps by hand, from the same weights, crops and dropout."""
+    module, twin = task(network={"channels": 8, "aux_channels": 4, "dropout": 0.0}), None
+    loaded = data(world)
+    fit = trainer(trainer_options, max_steps=2)
+    batches = []
+
+    class Keep(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            nonlocal twin
+            import copy
+
+            twin = copy.deepcopy(pl_module.network)
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            batches.append(batch)
+
+    fit.callbacks.append(Keep())
+    with pytest.warns(UserWarning, match="ended after 2 of 6 steps"):
+        fit.fit(module, loaded)
+    velocity = [torch.zeros_like(p) for p in twin.parameters()]
+    twin.train()
+    for step, (images, target) in enumerate(batches):
+        rate = (0.01 - 1e-4) * (1 - step / 6) ** 0.9 + 1e-4
+        truth = target["classes"].long()
+        logits, auxiliary = twin(images)
+        loss = 0
+        for weight, told in ((1.0, logits), (0.4, auxiliary)):
+            each = F.cross_entropy(told, truth, ignore_index=255, reduction="none")
+            loss = loss + weight * each.sum() / truth.numel()
+        gradients = torch.autograd.grad(loss, list(twin.parameters()))
+        with torch.no_grad():
+            for n, (p, g) in enumerate(zip(twin.parameters(), gradients, strict=True)):
+                velocity[n] = 0.9 * velocity[n] + g + 5e-4 * p
+                p -= rate * velocity[n]
+    for (name, mine), theirs in zip(
+        module.network.named_parameters(), twin.parameters(), strict=True
+    ):
+        assert torch.allclose(mine, theirs, atol=1e-6), name
+
+
+def test_defaults_are_the_paper_s():
+    given = Segmentation("resnet10w8").hparams
+    wanted = {"batch": 8, "lr": 0.01, "min_lr": 1e-4, "iterations": 40_000, "momentum": 0.9,
+              "weight_decay": 5e-4, "aux_weight": 0.4}  # fmt: skip
+    assert {name: given[name] for name in wanted} == wanted
+
+
+def test_scores_are_those_of_whole_images(world, trainer_options, tmp_path):
+    module, loaded = task(), data(world)
+    fit = trainer(trainer_options)
+    fit.fit(module, loaded)
+    assert fit.global_step == 6
+    (found,) = fit.test(module, loaded, verbose=False)
+    matrix = torch.zeros(19, 19, dtype=torch.long)
+    module.eval()
+    for image, target in (loaded.test_dataloader().dataset[n] for n in range(3)):
+        with torch.no_grad():
+            told = module.network(image[None])[0].argmax(1)[0]
+        assert told.shape == (32, 64)
+        matrix += confusion(told, target["classes"], 19)
+    expected = {f"city_{k}": float(v) for k, v in scores(matrix).items() if v.ndim == 0}
+    assert found == pytest.approx(expected, abs=1e-4)
+    with Image.open(tmp_path / "city_segmentation.png") as picture:
+        assert picture.size == (488, 3 * 484 + 4)
+
+
+def test_resumed_in_mid_epoch_it_ends_with_the_same_bits(world, trainer_options, tmp_path):
+    """Dropout and crops, too, are those of the step."""
+    keep = {**trainer_options, "enable_checkpointing": True}
+    saved = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1)
+    straight = task()
+    trainer(keep, callbacks=[saved]).fit(straight, data(world))
+    (file,) = tmp_path.glob("*step=4.ckpt")
+    resumed = task()
+    torch.rand(7)  # another global state
+    again = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1)
+    trainer(keep, callbacks=[again]).fit(resumed, data(world), ckpt_path=file)
+    for (name, a), b in zip(
+        straight.state_dict().items(), resumed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    loaded = Segmentation.load_from_checkpoint(file)
+    assert loaded.num_classes == 19
+    assert loaded.encoder.normalization == straight.encoder.normalization
+
+
+def test_its_encoder_has_its_strides_back(world, trainer_options, tmp_path):
+    module = task()
+    trainer(trainer_options).fit(module, data(world))
+    save_encoder(tmp_path / "e.safetensors", module.encoder)
+    loaded, image = load_encoder(tmp_path / "e.safetensors").eval(), torch.rand(1, 3, 64, 64)
+    assert loaded.strides[5] == 32
+    with torch.no_grad():
+        assert torch.equal(loaded.dilated(8)(image)[5], module.network.encoder.eval()(image)[5])
+
+
+def test_it_pretrains_on_synthia_s_thirteen_classes(trainer_options, tmp_path):
+    root = make_synthia(tmp_path, frames=2, rand=1, size=32)
+    loaded = SYNTHIASegmentationDataModule(root, batch_size=4, crop=(32, 32), nominal=(32, 32))
+    module = task(iterations=2, name="synthia")
+    before = module.encoder.layer4[0].conv1.weight.clone()
+    trainer(trainer_options, limit_val_batches=0).fit(module, loaded)
+    assert module.num_classes == 13
+    assert module.encoder.strides[5] == 32
+    assert not torch.equal(module.encoder.layer4[0].conv1.weight, before)
+
+
+@pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "torchvision:mobilenet_v3_small"])
+def test_other_libraries_trunks_train(name, world, trainer_options):
+    module = task(name, iterations=1)
+    trainer(trainer_options).fit(module, data(world))
+    assert module.encoder.strides[5] == 32
+
+
+def test_eval_iters_score_along_the_way(world, trainer_options):
+    seen = []
+
+    class Seen(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            seen.append((trainer.global_step, float(trainer.callback_metrics["city_mIoU"])))
+
+    fit = trainer(trainer_options, callbacks=[Seen()])
+    fit.fit(task(eval_iters=(2, 5)), data(world))
+    assert [step for step, _ in seen] == [2, 5]
+
+
+def items(classes, count=8, size=16):
+    def item():
+        truth = torch.randint(classes, (size, size))
+        return torch.rand(3, size, size), {"classes": truth, "image_id": torch.tensor(3)}
+
+    return [item() for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "text"),
+    [
+        ({"batch": 8}, items(3), "Expected 8 crops a step, but 4 in a batch x 1 ranks"),
+        ({}, items(6), r"classes from 0 to 2, or 255, but the images \[3, 3, 3, 3\] have"),
+        ({}, [(i, {**t, "classes": t["classes"][:8]}) for i, t in items(3)], r"\(4, 8, 16\) for the"),
+        ({}, [(9 * i, t) for i, t in items(3)], "0, 1"),
+    ],
+)  # fmt: skip
+def test_sentences_of_the_first_batch(changes, given, text, trainer_options):
+    loader = DataLoader(given, batch_size=4, collate_fn=collate)
+    with pytest.raises(ValueError, match=text):
+        trainer(trainer_options).fit(task(num_classes=3, **changes), loader)
+
+
+def test_one_crop_is_too_few_for_batch_norm(trainer_options):
+    loader = DataLoader(items(3), batch_size=1, collate_fn=collate)
+    with pytest.raises(ValueError, match="see two crops at least"):
+        trainer(trainer_options).fit(task(num_classes=3, batch=1), loader)
+
+
+def test_sentences_at_set_up(world, trainer_options):
+    with pytest.raises(ValueError, match="data module of 5 classes, as num_classes says"):
+        trainer(trainer_options).fit(task(num_classes=5), data(world))
+    trunk = OwnTrunk(nn.Sequential(nn.Conv2d(3, 4, 3, stride=8, padding=1)))
+    with pytest.raises(ValueError, match="lacks 4"):
+        trainer(trainer_options).fit(task(trunk), data(world))
+
+
+def test_a_diverged_run_names_step_and_images(world, trainer_options):
+    module = task(lr=1e30, min_lr=1e-4)
+    with pytest.raises(
+        FloatingPointError, match=r"finite loss, but step \d gave (nan|inf) on the images"
+    ):
+        trainer(trainer_options).fit(module, data(world))
