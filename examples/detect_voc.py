@@ -18,7 +18,8 @@ import pytorch_lightning as pl
 
 from goodtransfer import Detection, VOCDetectionDataModule, load_encoder
 from goodtransfer.study.detections import KeepDetections, write_detections
-from goodtransfer.study.protocol import SCALES, VOC07
+from goodtransfer.study.scales import SCALES
+from goodtransfer.study.transfers import VOC07
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
 
-    protocol = VOC07() if given.paper else SCALES["small"].voc07
+    protocol = VOC07 if given.paper else SCALES["small"].protocol("voc07")
     if given.steps:
         factor = given.steps * protocol.batch / 16 / protocol.iterations
         protocol = replace(

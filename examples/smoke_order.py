@@ -25,10 +25,10 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    study = Study.open(args.out, scale="smoke", seeds=args.seeds)
+    study = Study.open(args.out, scale="smoke", seeds=args.seeds, tables=["3", "supervised", "floor"])
     run_study(study)
 
-    images = study.scale.toy["val"]
+    images = study.scale.toy["imagenet"]["val"]
     accuracy = {label: measured["acc"] for label, measured in summary(study)}
     methods = [label for label in accuracy if label not in ("Pixels", "Untrained", "Supervised")]
     steps = [("Pixels", "Untrained")]
@@ -58,8 +58,8 @@ def main() -> int:
 
 def before_fine_tuning(study: Study) -> float:
     """AP50 of the detector that every row's fine-tuning starts from, on an untrained encoder."""
-    data = VOCDetectionDataModule(study.voc_root, class_names=toy.CLASSES, batch_size=8)
-    task = Detection(study.scale.every["encoder"], **study.scale.voc07.arguments())
+    data = VOCDetectionDataModule(study.root("voc"), class_names=toy.CLASSES, batch_size=8)
+    task = Detection(study.scale.every["encoder"], **study.scale.protocol("voc07").arguments())
     trainer = pl.Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
     return float(trainer.test(task, data, verbose=False)[0]["voc07_AP50"])
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from goodtransfer.callbacks import OnlineKNN, OnlineProbe
+    from goodtransfer.callbacks import OnlineKNN, OnlineProbe, Pictures
     from goodtransfer.data import (
         CelebADataModule,
         CityscapesDataModule,
@@ -27,9 +27,21 @@ if TYPE_CHECKING:
     )
     from goodtransfer.losses import info_nce
     from goodtransfer.methods import ExemplarMoCo, MoCoV1, MoCoV2, SupervisedCE
-    from goodtransfer.metrics import VOCDetectionAP
+    from goodtransfer.metrics import (
+        COCODetectionAP,
+        LandmarkError,
+        SegmentationScores,
+        VOCDetectionAP,
+    )
     from goodtransfer.momentum import KeyQueue
-    from goodtransfer.transfer import Detection, LinearProbe
+    from goodtransfer.transfer import (
+        COCODetection,
+        Detection,
+        FewShot,
+        Landmarks,
+        LinearProbe,
+        Segmentation,
+    )
     from goodtransfer.weights import load_encoder, save_encoder
 
 __version__ = "0.1.0"
@@ -38,13 +50,18 @@ _HOME = {
     "CelebADataModule": "data",
     "CityscapesDataModule": "data",
     "COCODataModule": "data",
+    "COCODetection": "transfer",
+    "COCODetectionAP": "metrics",
     "COCODetectionDataModule": "data",
     "Detection": "transfer",
     "ExemplarMoCo": "methods",
+    "FewShot": "transfer",
     "ImageFolderDataModule": "data",
     "ImageNetDataModule": "data",
     "info_nce": "losses",
     "KeyQueue": "momentum",
+    "LandmarkError": "metrics",
+    "Landmarks": "transfer",
     "LinearProbe": "transfer",
     "load_encoder": "weights",
     "MAFLDataModule": "data",
@@ -53,8 +70,11 @@ _HOME = {
     "MoCoV2": "methods",
     "OnlineKNN": "callbacks",
     "OnlineProbe": "callbacks",
+    "Pictures": "callbacks",
     "PlacesDataModule": "data",
     "save_encoder": "weights",
+    "Segmentation": "transfer",
+    "SegmentationScores": "metrics",
     "SupervisedCE": "methods",
     "SYNTHIADataModule": "data",
     "SYNTHIASegmentationDataModule": "data",
@@ -81,9 +101,17 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "MAFLDataModule",
     "LinearProbe",
     "Detection",
+    "COCODetection",
+    "Segmentation",
+    "FewShot",
+    "Landmarks",
     "VOCDetectionAP",
+    "COCODetectionAP",
+    "SegmentationScores",
+    "LandmarkError",
     "OnlineProbe",
     "OnlineKNN",
+    "Pictures",
     "info_nce",
     "KeyQueue",
     "load_encoder",

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from goodtransfer.study.plan import Study
-from goodtransfer.study.protocol import SCALES
 from goodtransfer.study.results import Results
+from goodtransfer.study.scales import SCALES
+from goodtransfer.study.sources import ROOTS
 from goodtransfer.study.tables import TABLES
 
 EXAMPLES = """examples:
   goodtransfer study run --scale smoke --out smoke            minutes on two cores, no download
   goodtransfer study run --scale small --data ROOT --out own  your images: ROOT/{train,val}/CLASS/*.jpg
-  goodtransfer study run --scale paper --data /imagenet --voc /voc --out paper
+  goodtransfer study run --scale paper --data /imagenet --voc /voc --coco /coco --out paper
+  goodtransfer study run --scale paper --mini-imagenet /mini --table 4 --out few_shot
   goodtransfer study run --scale paper --data /imagenet --table 10 --out t10
   goodtransfer study list --out smoke                         cells, their keys, what is done
   goodtransfer study cell KEY --out smoke                     one cell, as an engine would run it
@@ -36,9 +38,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _study(arguments: argparse.Namespace) -> Study:
-    names = ("scale", "data", "voc", "voc_splits", "tables", "seeds")
+    names = ("scale", "voc_splits", "tables", "seeds", *ROOTS)
     given: dict[str, Any] = {name: getattr(arguments, name, None) for name in names}
-    for name in ("data", "voc"):
+    for name in ROOTS:
         if given[name] is not None:
             given[name] = str(given[name].resolve())
     return Study.open(arguments.out, **given)
@@ -100,20 +102,18 @@ def _parser() -> argparse.ArgumentParser:
     cell.add_argument("key", metavar="KEY", help="as `study list` prints it")
     for verb in (run, listing):
         verb.add_argument("--scale", choices=list(SCALES), help="one for the whole folder")
-        verb.add_argument(
-            "--data", type=Path, help="folder with train/CLASS/ and val/CLASS/ images"
-        )
-        verb.add_argument(
-            "--voc", type=Path,
-            help="folder that holds VOCdevkit, for the VOC07 columns (scale smoke draws its own)",
-        )  # fmt: skip
+        for name, (option, holds) in ROOTS.items():
+            verb.add_argument(
+                option, dest=name, type=Path, metavar="ROOT",
+                help=f"folder with {holds} (scale smoke draws its own)",
+            )  # fmt: skip
         verb.add_argument(
             "--voc-splits", nargs=2, metavar=("TRAIN", "TEST"),
             help="of VOCdevkit (default: 2007/trainval 2007/test)",
         )  # fmt: skip
         verb.add_argument(
             "--table", dest="tables", nargs="+", choices=list(TABLES), metavar="TABLE",
-            help=f"{', '.join(TABLES)} (default: all but 10; at scale paper 3 and supervised)",
+            help=f"{', '.join(TABLES)} (default: all but 10 that there are images for)",
         )  # fmt: skip
         verb.add_argument("--seeds", type=int, help="runs of every row (default 1)")
     return parser

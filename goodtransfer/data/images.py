@@ -184,6 +184,10 @@ class ImageDataModule(DataModule):
     def test_dataloader(self) -> ResumableLoader:
         return self._loader("val", recipes.center(self.size))
 
+    def features_dataloader(self, part: str = "train") -> ResumableLoader:
+        """All images of a part, as :meth:`files` takes it, in order, once each, as a centre view."""
+        return self._loader(part, recipes.center(self.size))
+
     def _read(self) -> Parts:
         """Read the lists once, and split off the selection."""
         if self._parts is None:
@@ -240,6 +244,11 @@ class ImageDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """Labels of all images, by the name they have in torchvision's data sets."""
+        return self.files.labels
 
     def __getitem__(self, address: tuple[int, int] | int) -> Batch:
         epoch, number = address if isinstance(address, tuple) else (0, address)

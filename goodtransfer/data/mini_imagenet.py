@@ -110,6 +110,14 @@ class MiniImageNetDataModule(ImageDataModule):
         """
         return self._loader(part, feature_view(self.size))
 
+    def test_dataloader(self) -> ResumableLoader | list[ResumableLoader]:  # type: ignore[override]
+        """The images to report the base accuracy on; for a task with ``feature_parts``, as
+        :class:`goodtransfer.FewShot`, all images of each of those.
+        """
+        task = getattr(self.trainer, "lightning_module", None)
+        parts: tuple[str, ...] = getattr(task, "feature_parts", ())
+        return [self.features_dataloader(part) for part in parts] or super().test_dataloader()
+
     def _split(self, part: str) -> tuple[Files, list[str]]:
         """The images of a list and its classes, read once."""
         if part not in self._splits:

@@ -1,5 +1,8 @@
 """Metrics as the official programs compute them; the functions behind them are in their files."""
 
+from goodtransfer.metrics.coco import COCODetectionAP
+from goodtransfer.metrics.landmarks import LandmarkError
+from goodtransfer.metrics.segmentation import SegmentationScores
 from goodtransfer.metrics.voc import VOCDetectionAP
 
-__all__ = ["VOCDetectionAP"]
+__all__ = ["COCODetectionAP", "LandmarkError", "SegmentationScores", "VOCDetectionAP"]

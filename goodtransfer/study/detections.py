@@ -1,4 +1,4 @@
-"""What a detection cell leaves: every detection, its precision over recall, and some pictures."""
+"""What a detection cell leaves: every detection, and its precision over recall."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,11 @@ import pytorch_lightning as pl
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.ops import box_iou
-from torchvision.transforms.v2.functional import resize
-from torchvision.utils import draw_bounding_boxes, save_image
 
 from goodtransfer.data import VOCDetectionDataModule
 from goodtransfer.metrics import VOCDetectionAP
 
 RECALL = np.linspace(0, 1, 11)
-SHOWN = 6  # test images in the picture
-SIDE = 240  # of each, in pixels
 
 Found = dict[int, dict[str, Tensor]]  # image_id: boxes, scores, labels
 
@@ -45,7 +40,7 @@ class KeepDetections(pl.Callback):
 def write_detections(
     folder: Path, found: Found, metric: VOCDetectionAP, data: VOCDetectionDataModule
 ) -> None:
-    """Write ``detections.safetensors``, ``precision.json`` and ``detections.png``."""
+    """Write ``detections.safetensors`` and ``precision.json``."""
     names = [record.name for record in data.records("test")]
     ids = sorted(found)
     tensors = {k: torch.cat([found[i][k] for i in ids]).contiguous() for k in found[ids[0]]}
@@ -56,7 +51,6 @@ def write_detections(
     precision = mean_precision(metric, data.num_classes)
     curve = {"recall": RECALL.tolist(), "precision": precision.tolist()}
     (folder / "precision.json").write_text(json.dumps(curve) + "\n")
-    _draw(folder / "detections.png", found, data)
 
 
 def mean_precision(metric: VOCDetectionAP, num_classes: int, iou: float = 0.5) -> Any:
@@ -67,34 +61,3 @@ def mean_precision(metric: VOCDetectionAP, num_classes: int, iou: float = 0.5) -
         for place, wanted in enumerate(np.arange(0, 1.1, 0.1)):
             total[place] += max(precision[recall >= wanted], default=0.0)
     return total / num_classes
-
-
-@torch.no_grad()
-def _draw(path: Path, found: Found, data: VOCDetectionDataModule) -> None:
-    """Some test images with as many of their best detections as they have true boxes (white)."""
-    dataset: Any = data.test_dataloader().dataset
-    every = max(1, len(dataset) // SHOWN)
-    pictures = []
-    for number in range(0, len(dataset), every)[:SHOWN]:
-        image, target = dataset[number]
-        height, width = image.shape[-2:]
-        scale = SIDE / max(height, width)
-        image = resize(image, [round(height * scale), round(width * scale)], antialias=True)
-        best = {k: v[: len(target["labels"])] for k, v in found[number].items()}
-        true = scale * target["boxes"]
-        image = draw_bounding_boxes(image, true, colors="white", width=3)
-        if len(best["boxes"]):
-            right = (box_iou(best["boxes"], target["boxes"]) > 0.5) & (
-                best["labels"][:, None] == target["labels"]
-            )
-            right = right.any(1).tolist()
-            titles = [
-                f"{data.class_names[label]} {score:.2f}" if ok else f"({data.class_names[label]})"
-                for ok, label, score in zip(right, best["labels"], best["scores"], strict=True)
-            ]
-            colours = ["lime" if ok else "yellow" for ok in right]
-            image = draw_bounding_boxes(image, scale * best["boxes"], titles, colours, width=2)
-        canvas = torch.full((3, SIDE, SIDE), 255, dtype=torch.uint8)
-        canvas[:, : image.shape[1], : image.shape[2]] = image
-        pictures.append(canvas / 255)
-    save_image(pictures, path, nrow=3, padding=4, pad_value=1.0)

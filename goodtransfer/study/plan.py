@@ -3,25 +3,19 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from goodtransfer.data import toy, toy_voc
-from goodtransfer.data.fingerprint import Fingerprint, VOCFingerprint, fingerprint, voc_fingerprint
-from goodtransfer.study.protocol import SCALES, VOC07, Linear, Pretraining, Scale, deviations
+from goodtransfer.study.protocol import Pretraining, deviations
+from goodtransfer.study.scales import SCALES, Scale
+from goodtransfer.study.sources import ROOTS, SOURCES, VOC2007, Found, find, toy_source
 from goodtransfer.study.tables import TABLES, Row, Table
-
-IMAGENET = "1,281,167 images of 1,000 classes"
-VOC2007 = ("2007/trainval", "2007/test")
+from goodtransfer.study.transfers import PAPER, TRANSFERS
 
 # Raise by hand when a change of the code changes results: it is part of every key.
-PROTOCOL_VERSION = 3
-
-# Which column each kind of transfer measures.
-TASKS = {"acc": "linear", "voc07_AP": "voc07"}
+PROTOCOL_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -30,7 +24,7 @@ class Cell:
 
     Attributes:
         key: hash of everything below that decides the result.
-        kind: ``"pretrain"``, ``"linear"`` or ``"voc07"``.
+        kind: ``"pretrain"``, or one of ``TRANSFERS``.
         row: the pretraining at the study's scale.
         fidelity: how it deviates from the paper, by itself.
         seed: of initialisation, order and views.
@@ -47,9 +41,7 @@ class Cell:
     @property
     def title(self) -> str:
         """One line for bars and lists."""
-        queue, tau = (self.row.arguments.get(k) for k in ("queue_size", "temperature"))
-        detail = f" K={queue} τ={tau}" if queue else ""
-        return f"{self.row.name}{detail} · {self.kind} · seed {self.seed}"
+        return f"{self.row.title} · {self.kind} · seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -59,17 +51,15 @@ class Study:
     Attributes:
         out: holds ``study.json``, ``results/<key>/``, ``work/<key>/`` and ``report.html``.
         scale: one for the whole folder.
-        data: root of an ImageNet-like folder; None for the scale's toy world.
-        voc: root of a VOCdevkit; None for the scale's toy world, or for no detection.
-        voc_splits: of it, to train and to test on.
+        roots: the user's folders, by name in ``ROOTS``; the scale's toy world is drawn for others.
+        voc_splits: of VOC, to train and to test on.
         tables: names among ``TABLES``.
         seeds: how many runs of every row.
     """
 
     out: Path
     scale: Scale
-    data: Path | None = None
-    voc: Path | None = None
+    roots: Mapping[str, Path] = field(default_factory=dict)
     voc_splits: tuple[str, str] = VOC2007
     tables: tuple[str, ...] = ("3", "supervised")
     seeds: int = 1
@@ -90,7 +80,7 @@ class Study:
                 f"Expected a study in {out} (study.json), but there is none: begin one with "
                 f"`goodtransfer study run --scale smoke --out {out}`."
             )
-        for name in ("scale", "data", "voc", "voc_splits"):
+        for name in ("scale", "voc_splits", *ROOTS):
             if name in given and name in known and given[name] != known[name]:
                 raise ValueError(
                     f"Expected one {name} in a study, but {out} has {known[name]!r} and "
@@ -104,59 +94,56 @@ class Study:
         unknown = [t for t in settings.get("tables", ()) if t not in TABLES]
         if unknown:
             raise ValueError(f"Expected tables among {', '.join(TABLES)}, but got {unknown}.")
-        scale, data = SCALES[settings["scale"]], settings.get("data")
-        if scale.toy is None and data is None:
-            raise ValueError(
-                f"Expected --data ROOT at scale {scale.name}: a folder with train/CLASS/*.jpg and "
-                "val/CLASS/*.jpg (only the smoke scale draws its own images)."
-            )
-        tables, seeds = tuple(settings.get("tables") or scale.tables), settings.get("seeds", 1)
+        scale = SCALES[settings["scale"]]
+        seeds = settings.get("seeds", 1)
         if seeds < 1:
             raise ValueError(f"Expected at least one seed, but got {seeds}.")
-        voc, splits = settings.get("voc"), tuple(settings.get("voc_splits", VOC2007))
-        return cls(out, scale, data and Path(data), voc and Path(voc), splits, tables, seeds)
+        roots = {name: Path(settings[name]) for name in ROOTS if name in settings}
+        splits = tuple(settings.get("voc_splits", VOC2007))
+        study = cls(out, scale, roots, splits, tuple(settings.get("tables") or scale.tables), seeds)
+        if "tables" not in settings:  # those that there are images for, and never none
+            named = [t for t in study.tables[1:] if not study._lacks(t)]
+            study = replace(study, tables=(study.tables[0], *named))
+        for table in study.tables:
+            if lacking := study._lacks(table):
+                option, holds = ROOTS[SOURCES[lacking].root]
+                raise ValueError(
+                    f"Expected {option} ROOT at scale {scale.name} for table {table}: a folder with "
+                    f"{holds} (only the smoke scale draws its own images)."
+                )
+        return study
+
+    def _lacks(self, table: str) -> str | None:
+        """A data set that a table's pretrainings need, and that has no folder."""
+        needed = [row.pretraining.data for row in TABLES[table].rows]
+        return next((data for data in needed if self.root(data) is None), None)
 
     def save(self) -> None:
         """Write ``study.json``, so that `study cell`, `list` and `report` know the rest."""
         self.out.mkdir(parents=True, exist_ok=True)
         settings = {"scale": self.scale.name, "tables": self.tables, "seeds": self.seeds}
-        if self.data is not None:
-            settings["data"] = str(self.data)
-        if self.voc is not None:
-            settings |= {"voc": str(self.voc), "voc_splits": self.voc_splits}
+        settings |= {name: str(root) for name, root in self.roots.items()}
+        if "voc" in self.roots:
+            settings["voc_splits"] = self.voc_splits
         temporary = self.out / "study.json.tmp"
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
         os.replace(temporary, self.out / "study.json")
 
-    @property
-    def data_root(self) -> Path:
-        """Where the images are, or will be."""
-        return self.out / "toy" if self.data is None else self.data
+    def drawn(self, data: str) -> bool:
+        """Whether a data set is the toy world's."""
+        root = SOURCES[data].root
+        return root not in self.roots and root in self.scale.toy
 
-    def _data(self) -> tuple[Any, str]:
-        """What tells the data set from others, and what to call it."""
-        if self.data is None:
-            return {"toy": toy.VERSION, **(self.scale.toy or {})}, "toy world"
-        found = _fingerprint(self.data)
-        size = f"{found.images:,} images of {found.classes:,} classes"
-        return found.digest, "ImageNet" if size == IMAGENET else f"{self.data.name}, {size}"
+    def root(self, data: str) -> Path | None:
+        """Where the images of a data set are, or will be drawn; None where there are none."""
+        root = SOURCES[data].root
+        return self.out / "toy" / root if self.drawn(data) else self.roots.get(root)
 
-    @property
-    def voc_root(self) -> Path | None:
-        """Where the detection images are, or will be; None where there is no detection."""
-        return self.out / "toy_voc" if self.voc is None and self.scale.toy_voc else self.voc
-
-    def _voc(self) -> tuple[Any, str]:
-        """As :meth:`_data`, of the detection images."""
-        if self.voc is None:
-            version = (toy.VERSION, toy_voc.VERSION)
-            return {"toy": version, **(self.scale.toy_voc or {})}, "toy world"
-        found = _voc_fingerprint(self.voc, self.voc_splits)
-        train, test = (
-            f"{count:,} of {name}"
-            for count, name in zip(found.images, self.voc_splits, strict=True)
-        )
-        return found.digest, f"{train}, {test}"
+    def _source(self, data: str) -> Found:
+        """What tells a data set from others, and what to call it."""
+        if self.drawn(data):
+            return toy_source(self.scale.toy[SOURCES[data].root])
+        return find(data, self.roots[SOURCES[data].root], self.voc_splits)
 
     def rows(self) -> Iterator[tuple[Table, Row]]:
         """Table by table, top to bottom."""
@@ -179,51 +166,38 @@ class Study:
         paper, ours = row.pretraining.values(), run.values()
         if run.method != "none":  # run.py makes a cell on one device; BN there is in groups
             paper, ours = paper | {"devices": 8}, ours | {"devices": 1}
-        differs = deviations(paper | {"data": "ImageNet"}, ours | {"data": self._data()[1]})
-        cells = {
-            "pretrain": self._cell("pretrain", run, differs, seed, self._data()[0], run.values())
-        }
-        for kind in (kind for column, kind in TASKS.items() if column in table.columns):
-            if kind == "linear":
-                data, paper, ours = self._data()[0], asdict(Linear()), asdict(self.scale.linear)
-            elif self.voc_root is None or run.arguments["encoder"].startswith("pixels"):
-                continue  # nothing to detect in, or nothing to detect with
-            else:
-                data, name = self._voc()
-                paper = VOC07().values() | {"data": "5,011 of 2007/trainval, 4,952 of 2007/test"}
-                ours = self.scale.voc07.values() | {"data": name}
+        cells = {"pretrain": self._cell("pretrain", run, seed, run.data, paper, ours)}
+        for kind, transfer in TRANSFERS.items():
+            if not set(transfer.columns) & set(table.columns) or self.root(transfer.data) is None:
+                continue
+            if transfer.maps and run.arguments["encoder"].startswith("pixels"):
+                continue  # nothing to detect with
+            paper, ours = PAPER[kind].values(), self.scale.protocol(kind).values()
             needs = (cells["pretrain"].key,)
-            content = {"encoder": needs[0], **ours}
-            cells[kind] = self._cell(kind, run, deviations(paper, ours), seed, data, content, needs)
+            cells[kind] = self._cell(kind, run, seed, transfer.data, paper, ours, needs)
         return cells
 
     def _cell(
         self,
         kind: str,
         row: Pretraining,
-        fidelity: str,
         seed: int,
-        data: Any,
-        content: dict[str, Any],
+        data: str,
+        paper: dict[str, Any],
+        ours: dict[str, Any],
         needs: Sequence[str] = (),
     ) -> Cell:
+        source = self._source(data)
         identity = {
             "version": PROTOCOL_VERSION,
             "kind": kind,
             "scale": self.scale.name,
-            "data": data,
+            "data": source.identity,
             "seed": seed,
-            **content,
+            "encoder": needs or None,
+            "run": ours,
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        named = {"data": SOURCES[data].paper}, {"data": source.text}
+        fidelity = deviations({**paper, **named[0]}, {**ours, **named[1]})
         return Cell(digest[:16], kind, row, fidelity, seed, tuple(needs))
-
-
-@cache
-def _fingerprint(root: Path) -> Fingerprint:
-    return fingerprint(root)
-
-
-@cache
-def _voc_fingerprint(root: Path, splits: tuple[str, str]) -> VOCFingerprint:
-    return voc_fingerprint(root, splits)

@@ -1,11 +1,11 @@
-"""What is run: frozen values of the paper's protocol, and what a smaller scale changes of them.
+"""What is pretrained: frozen values of the paper's protocol.
 
 Rows derive from one another by ``.but(...)``, so a row shows exactly what it changes. Numbers that
 the paper leaves open are those of the official MoCo code (see the docstrings of the methods).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 K64 = 65536
@@ -24,6 +24,7 @@ class Pretraining:
         size: side of a view in pixels.
         views: recipe.
         crop: smallest share of the image that a crop covers.
+        data: data set that is pretrained on, as ``sources`` names it.
     """
 
     name: str = "MoCo-v2"
@@ -47,6 +48,14 @@ class Pretraining:
     size: int = 224
     views: str = "moco_v2"
     crop: float = 0.2
+    data: str = "imagenet"
+
+    @property
+    def title(self) -> str:
+        """What tells it from the others of a study, in a few words."""
+        queue, tau = (self.arguments.get(k) for k in ("queue_size", "temperature"))
+        detail = f" K={queue} τ={tau}" if queue else ""
+        return self.name + detail + (f" on {self.data}" if self.data != "imagenet" else "")
 
     def but(self, **changes: Any) -> "Pretraining":
         """The same with some fields or arguments replaced."""
@@ -88,179 +97,22 @@ UNTRAINED = SUPERVISED.but(
 )
 PIXELS = UNTRAINED.but(name="Pixels", encoder="pixels224")
 
-
-@dataclass(frozen=True)
-class Linear:
-    """The linear readout (protocol 2.1).
-
-    Attributes:
-        epochs, batch_size, size: as of a pretraining.
-        crop: smallest share of the image that a training crop covers.
-        selection: share of train that chooses the learning rate, at most 50 images a class.
-    """
-
-    epochs: int = 100
-    batch_size: int = 256
-    size: int = 224
-    crop: float = 0.08
-    selection: float = 0.1
-
-
-@dataclass(frozen=True)
-class VOC07:
-    """Fine-tuning on VOC07 (protocol 3): arguments of ``Detection`` and its ``RCNNC4``.
-
-    Attributes:
-        accumulate: micro-batches of a step. With ``batch`` 16 that is *accumulate to 16*, with a
-            smaller ``batch`` and one micro-batch *batch b*; a scale has one of them for all rows.
-    """
-
-    batch: int = 16
-    accumulate: int = 1
-    lr: float = 0.02
-    iterations: int = 9_000
-    milestones: tuple[int, ...] = (6_000, 8_000)
-    warmup: int = 100
-    short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    test_side: int = 800
-    max_side: int = 1333
-    precise_bn: int = 200
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
-    rpn_batch: int = 256
-    proposals_train: tuple[int, int] = (12_000, 2_000)
-    proposals_test: tuple[int, int] = (6_000, 1_000)
-    rois: int = 512
-    roi_size: int = 14
-
-    def values(self) -> dict[str, Any]:
-        """All that decides the run, flat, with the images that batch norm sees together."""
-        return {**asdict(self), "bn_images": self.batch // self.accumulate}
-
-    def arguments(self) -> dict[str, Any]:
-        """What ``Detection`` is called with."""
-        parts = {name: getattr(self, name) for name in _OF_THE_DETECTOR}
-        whole = {k: v for k, v in asdict(self).items() if k not in (*parts, "accumulate")}
-        return {**whole, "detector": parts}
-
-
-_OF_THE_DETECTOR = (
-    "anchor_sizes",
-    "rpn_batch",
-    "proposals_train",
-    "proposals_test",
-    "rois",
-    "roi_size",
-)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The one dial: what replaces the paper's values where its compute cannot be had.
-
-    Attributes:
-        name: printed with every result.
-        every: changes to every pretraining.
-        contrastive, supervised: further changes to the two kinds.
-        queue_sizes: the paper's K to this scale's.
-        linear, voc07: the readout, and the fine-tuning for detection.
-        tables: made where none is named.
-        toy, toy_voc: arguments of the toy world's two layouts, or None for the user's own data.
-    """
-
-    name: str
-    every: Mapping[str, Any] = field(default_factory=dict)
-    contrastive: Mapping[str, Any] = field(default_factory=dict)
-    supervised: Mapping[str, Any] = field(default_factory=dict)
-    queue_sizes: Mapping[int, int] = field(default_factory=dict)
-    linear: Linear = Linear()
-    voc07: VOC07 = VOC07()
-    tables: tuple[str, ...] = ("3", "supervised", "floor")
-    toy: Mapping[str, Any] | None = None
-    toy_voc: Mapping[str, Any] | None = None
-
-    def apply(self, row: Pretraining) -> Pretraining:
-        """The row as it is run at this scale."""
-        size = self.every.get("size", row.size)
-        if row.method == "none":
-            pixels = row.arguments["encoder"].startswith("pixels")
-            encoder = f"pixels{size}" if pixels else self.every.get("encoder", "resnet50")
-            return row.but(size=size, encoder=encoder)
-        queue = row.arguments.get("queue_size")
-        if queue is None:
-            return row.but(**{**self.every, **self.supervised})
-        queue_size = self.queue_sizes.get(queue, queue)
-        return row.but(**{**self.every, **self.contrastive, "queue_size": queue_size})
-
-
-SCALES = {
-    scale.name: scale
-    for scale in (
-        # Without the floor: a readout of 224 x 224 pixels would take 16 GB to say little.
-        Scale("paper", tables=("3", "supervised")),
-        # Some hundred to a few thousand real photos on a CPU.
-        Scale(
-            "small",
-            every={
-                "encoder": "resnet18w32",
-                "size": 64,
-                "batch_size": 64,
-                "epochs": 60,
-            },
-            contrastive={"momentum": 0.99},
-            queue_sizes={K64: 128, K1M: 256},
-            linear=Linear(epochs=40, batch_size=64, size=64),
-            voc07=VOC07(
-                batch=8,
-                lr=0.1,
-                iterations=150,
-                milestones=(100, 133),
-                warmup=20,
-                short_sides=(160, 176, 192, 208, 224),
-                test_side=208,
-                max_side=352,
-                precise_bn=20,
-                anchor_sizes=(16, 32, 64, 128, 256),
-                proposals_train=(2_000, 500),
-                proposals_test=(1_000, 300),
-                rois=64,
-                roi_size=7,
-            ),
-        ),
-        # The toy world on two cores within minutes.
-        Scale(
-            "smoke",
-            every={
-                "encoder": "resnet10w32",
-                "size": 48,
-                "batch_size": 64,
-                "epochs": 13,
-                "crop": 0.5,
-            },
-            contrastive={"momentum": 0.99},
-            supervised={"epochs": 10},
-            queue_sizes={K64: 128, K1M: 256},
-            linear=Linear(epochs=10, batch_size=64, size=48, crop=0.5),
-            voc07=VOC07(
-                batch=8,
-                lr=0.2,
-                iterations=60,
-                milestones=(40, 53),
-                warmup=10,
-                short_sides=(128,),
-                test_side=128,
-                precise_bn=10,
-                anchor_sizes=(16, 32, 64),
-                rpn_batch=64,
-                proposals_train=(1_000, 200),
-                proposals_test=(500, 100),
-                rois=16,
-                roi_size=4,
-            ),
-            toy={"train": 2000, "val": 2000, "size": 48, "seed": 0},
-            toy_voc={"train": 400, "test": 150, "size": 128, "seed": 0},
-        ),
+# Section 4.1 (protocol 1.11): MoCo-v2's augmentation for all three. The paper is silent on K; below the
+# 38,400 images, so that the queue holds few stale copies of a query's own image, and the same for both.
+FEW_SHOT = {
+    row.name: row.but(data="mini_imagenet", epochs=2000, encoder="resnet18", crop=0.2, **queue)
+    for row, queue in (
+        (SUPERVISED, {}),
+        (MOCO_V2, {"queue_size": 2**14}),
+        (EXEMPLAR_V2, {"queue_size": 2**14}),
     )
 }
+# Section 4.2: the same on faces, of one identity each; "Scratch" is an encoder nobody trained.
+FACES = {
+    row.name: row.but(data="celeba", epochs=1400, crop=0.2)
+    for row in (SUPERVISED, MOCO_V2, EXEMPLAR_V2)
+}
+SCRATCH = UNTRAINED.but(name="Scratch", data="celeba")
 
 
 def deviations(paper: Mapping[str, Any], run: Mapping[str, Any]) -> str:

@@ -10,16 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from goodtransfer.study.plan import Cell, Study
-from goodtransfer.study.protocol import Pretraining
 from goodtransfer.study.results import Results
 from goodtransfer.study.tables import Row, Table
+from goodtransfer.study.transfers import HEADINGS, LOWER_IS_BETTER, NOT_RANKED, TRANSFERS
 
-# What each kind of transfer gives to a table, and what to call it there.
-COLUMNS = {
-    "linear": {"acc": "acc", "acc_lr30": "acc, lr 30", "acc_head": "acc_head"},
-    "voc07": {"voc07_AP": "VOC07 AP", "voc07_AP50": "AP50", "voc07_AP75": "AP75"},
-}
-NAMES = {name: title for columns in COLUMNS.values() for name, title in columns.items()}
 MARKERS = "osv^Dx+"  # for readers without colours
 CURVES = {
     "loss": "pretraining loss",
@@ -63,9 +57,9 @@ def write_report(study: Study) -> Path:
             for table in tables.values()
         ],
         sentence=_sentence,
-        names=NAMES,
+        names=HEADINGS,
         curves=_figures(study, results),
-        detections=_detections(study, results),
+        pictures=_pictures(study, results),
         views=_views(study, results),
         runs=runs,
         done=len(runs),
@@ -80,7 +74,7 @@ def write_report(study: Study) -> Path:
 def _columns(study: Study, table: Table) -> list[str]:
     """The measured columns: of every kind of transfer that some row of the table has."""
     kinds = {kind for row in table.rows for kind in study.cells_of(table, row, 0)}
-    return [name for kind, columns in COLUMNS.items() if kind in kinds for name in columns]
+    return [name for kind, t in TRANSFERS.items() if kind in kinds for name in t.columns]
 
 
 def _lines(study: Study, table: Table, results: Results) -> list[Line]:
@@ -94,9 +88,11 @@ def _lines(study: Study, table: Table, results: Results) -> list[Line]:
         values[row.label] |= {f"paper {c}": v for c, v in row.paper.items() if v is not None}
         lines.append(line)
     for column in {c for found in values.values() for c in found}:
+        name = column.partition(" ")[2]
         column_values = [found[column] for found in values.values() if column in found]
-        for line in lines:
-            if len(column_values) > 1 and values[line.label].get(column) == max(column_values):
+        best = (min if name in LOWER_IS_BETTER else max)(column_values)
+        for line in lines if len(column_values) > 1 and name not in NOT_RANKED else ():
+            if values[line.label].get(column) == best:
                 line.best.add(column)
     return lines
 
@@ -113,10 +109,10 @@ def _measured(
             kind: [part for part in cell.fidelity.split("; ") if part != "as in the paper"]
             for kind, cell in cells.items()
         }
-        for kind, columns in COLUMNS.items():
+        for kind, transfer in TRANSFERS.items():
             if kind in cells and results.done(cells[kind].key):
                 for name, value in results.metrics(cells[kind].key).items():
-                    if name in columns:
+                    if name in transfer.columns:
                         found.setdefault(name, []).append(value)
     return found, fidelity
 
@@ -139,7 +135,7 @@ def _sentence(fidelity: Fidelity) -> str:
     """Pretraining first and unnamed, then each transfer under its name."""
     return "; ".join(
         ("" if kind == "pretrain" else f"{kind}: ") + "; ".join(fidelity[kind])
-        for kind in ("pretrain", *COLUMNS)
+        for kind in ("pretrain", *TRANSFERS)
         if fidelity.get(kind)
     )
 
@@ -174,7 +170,7 @@ def _figures(study: Study, results: Results) -> list[tuple[str, str]]:
             if points:
                 steps, values = zip(*points, strict=True)
                 style = "-" if len(points) > 12 else ".-"
-                axes.plot(steps, _smooth(values), style, label=_short(cell.row), linewidth=1.3)
+                axes.plot(steps, _smooth(values), style, label=cell.row.title, linewidth=1.3)
         if axes.lines:
             axes.set(xlabel="step", ylabel=caption)
             figures.append((caption, _svg(figure, axes)))
@@ -183,7 +179,7 @@ def _figures(study: Study, results: Results) -> list[tuple[str, str]]:
     for number, cell in enumerate(_finished(study, results, "voc07")):
         curve = json.loads((results.folder(cell.key) / "precision.json").read_text())
         style = MARKERS[number % len(MARKERS)] + "-"
-        axes.plot(curve["recall"], curve["precision"], style, label=_short(cell.row), linewidth=1.3)
+        axes.plot(curve["recall"], curve["precision"], style, label=cell.row.title, linewidth=1.3)
     if axes.lines:
         caption = "precision over recall at IoU .5, mean of the classes; its mean is AP50"
         axes.set(xlabel="recall", ylabel="interpolated precision", xlim=(0, 1), ylim=(0, None))
@@ -210,11 +206,6 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [statistics.mean(window) for window in windows]
 
 
-def _short(row: Pretraining) -> str:
-    queue = row.arguments.get("queue_size")
-    return row.name if queue is None else f"{row.name} K={queue} τ={row.arguments['temperature']}"
-
-
 def _views(study: Study, results: Results) -> list[tuple[str, str]]:
     """(recipe, PNG as base64) of each recipe that some run used."""
     pictures: dict[str, str] = {}
@@ -224,12 +215,19 @@ def _views(study: Study, results: Results) -> list[tuple[str, str]]:
     return list(pictures.items())
 
 
-def _detections(study: Study, results: Results) -> list[tuple[str, str]]:
-    """(row, PNG as base64) of the test images with their boxes, for every detector."""
-    cells = _finished(study, results, "voc07")
-    return [
-        p for cell in cells for p in _picture(results, cell, "detections.png", _short(cell.row))
-    ]
+def _pictures(study: Study, results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(heading, (row, PNG as base64) of every cell) of each kind of transfer that left pictures."""
+    sections = []
+    for kind, transfer in TRANSFERS.items():
+        pictures = [
+            picture
+            for cell in _finished(study, results, kind)
+            for file in sorted(results.folder(cell.key).glob("*.png"))
+            for picture in _picture(results, cell, file.name, cell.row.title)
+        ]
+        if pictures:
+            sections.append((transfer.section, pictures))
+    return sections
 
 
 def _picture(results: Results, cell: Cell, name: str, title: str) -> list[tuple[str, str]]:

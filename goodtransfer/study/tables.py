@@ -11,18 +11,31 @@ import yaml
 from goodtransfer.study.protocol import (
     EXEMPLAR_V1,
     EXEMPLAR_V2,
+    FACES,
+    FEW_SHOT,
     K1M,
     K64,
     MOCO_V1,
     MOCO_V2,
     PIXELS,
+    SCRATCH,
     SUPERVISED,
     UNTRAINED,
     Pretraining,
 )
 
 # In the order of Tables 7, 8 and 9.
-COLUMNS = ("acc", "voc07_AP", "voc07_AP50", "voc07_AP75")
+VOC = ("acc", "voc07_AP", "voc07_AP50", "voc07_AP75")
+COCO = (
+    "coco_APbox",
+    "coco_APbox50",
+    "coco_APbox75",
+    "coco_APseg",
+    "coco_APseg50",
+    "coco_APseg75",
+)
+CITY = ("city_mIoU", "city_mAcc", "city_aAcc")
+COLUMNS = (*VOC, *COCO, *CITY)
 
 
 @dataclass(frozen=True)
@@ -63,14 +76,35 @@ def _table3() -> Table:
     """With the columns that Table 9 adds to it."""
     known = {row.name: row for row in (MOCO_V1, EXEMPLAR_V1, MOCO_V2, EXEMPLAR_V2)}
     rows = [
-        Row(r["method"], known[r["method"]], _printed(r["voc"])) for r in paper()["table9"]["rows"]
+        Row(r["method"], known[r["method"]], _printed(r["voc"], r["coco"], r["city"]))
+        for r in paper()["table9"]["rows"]
     ]
     return Table("3", "Tables 3 and 9: Exemplar against MoCo", COLUMNS, tuple(rows))
 
 
-def _printed(values: Sequence[float]) -> dict[str, float | None]:
-    """Values in the order of the paper's VOC tables, by column."""
-    return dict(zip(COLUMNS, values, strict=True))
+def _printed(*values: Sequence[float]) -> dict[str, float | None]:
+    """Values in the order of the paper's tables for VOC, COCO and Cityscapes, by column."""
+    return dict(zip(COLUMNS, (v for part in values for v in part), strict=True))
+
+
+def _table4() -> Table:
+    columns = tuple(paper()["table4"]["columns"])
+    rows = [
+        Row(r["method"], FEW_SHOT[r["method"]], dict(zip(columns, r["values"], strict=True)))
+        for r in paper()["table4"]["rows"]
+        if r["method"] in FEW_SHOT  # another work's number is quoted there, too
+    ]
+    title = "Table 4: few-shot learning on mini-ImageNet"
+    return Table("4", title, (*columns, "base_acc_head"), tuple(rows))
+
+
+def _table5() -> Table:
+    known = {**FACES, SCRATCH.name: SCRATCH}
+    rows = [
+        Row(r["method"], known[r["method"]], {"landmark_error": r["values"][0]})
+        for r in paper()["table5"]["rows"]
+    ]
+    return Table("5", "Table 5: facial landmarks on MAFL", ("landmark_error",), tuple(rows))
 
 
 def _table10() -> Table:
@@ -85,7 +119,8 @@ def _table10() -> Table:
 
 
 def _supervised() -> Table:
-    rows = (Row("Supervised", SUPERVISED, _printed(paper()["table8"]["supervised_voc"][0])),)
+    tables = (paper()["table8"][f"supervised_{part}"][0] for part in ("voc", "coco", "city"))
+    rows = (Row("Supervised", SUPERVISED, _printed(*tables)),)
     return Table("supervised", "Supervised pretraining (Tables 2 and 8, ImageNet)", COLUMNS, rows)
 
 
@@ -96,4 +131,7 @@ def _floor() -> Table:
     return Table("floor", "No pretraining", COLUMNS, rows)
 
 
-TABLES = {table.name: table for table in (_table3(), _supervised(), _floor(), _table10())}
+TABLES = {
+    table.name: table
+    for table in (_table3(), _supervised(), _floor(), _table4(), _table5(), _table10())
+}

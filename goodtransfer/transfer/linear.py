@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
+from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from goodtransfer.callbacks.frozen import FrozenCheck
+from goodtransfer.callbacks.pictures import Pictures, as_pixels, captioned, fitted
 from goodtransfer.encoders import Encoder, pooled
 from goodtransfer.optim import sgd
+from goodtransfer.transfer.checks import check_encoder, resolve_classes
 from goodtransfer.views import as_batch, check_range
 from goodtransfer.weights import describe_input, load_encoder, restore_input
 
 LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 MOCO_LR = 30.0
+_SIDE = 226  # pixels of a picture's images, their caption left out
 
 
 class LinearProbe(pl.LightningModule):
@@ -37,11 +41,15 @@ class LinearProbe(pl.LightningModule):
         lrs: the learning rates, for a batch of 256.
         head: a linear classifier that came with the encoder (``weights.load_head``), reported too.
         views: name of the recipe a data module takes when its own ``views`` is None.
+        name: of the accuracies logged; ``"base_acc"`` for the base classes of mini-ImageNet.
 
     Logs, in percent: ``selection_acc`` in validation; in test ``acc`` (the chosen rate),
     ``acc_lr30`` (upstream's rate, where among ``lrs``) and ``acc_head`` (``head`` as it came).
+    ``linear.png`` shows some test images with the class they are taken for.
 
     Raises:
+        ValueError: for an encoder whose features cannot tell images apart, or a data module of
+            another number of classes.
         RuntimeError: when any weight or BN statistic of the encoder moves during the fit.
     """
 
@@ -56,6 +64,7 @@ class LinearProbe(pl.LightningModule):
         lrs: Sequence[float] = LEARNING_RATES,
         head: nn.Linear | None = None,
         views: str = "linear",
+        name: str = "acc",
     ) -> None:
         super().__init__()
         if not lrs or min(lrs) <= 0:
@@ -65,7 +74,7 @@ class LinearProbe(pl.LightningModule):
         self.encoder: Encoder = load_encoder(own).requires_grad_(False).eval()
         self.save_hyperparameters(ignore=["encoder", "head"])
         self.hparams["encoder"] = self.encoder.name
-        self.lrs, self.views = tuple(lrs), views
+        self.lrs, self.views, self.prefix = tuple(lrs), views, name
         self.head = None if head is None else deepcopy(head).requires_grad_(False)
         self.register_buffer("lr_weights", torch.tensor(self.lrs), persistent=False)
         self.register_buffer("chosen", torch.tensor(0))
@@ -95,13 +104,9 @@ class LinearProbe(pl.LightningModule):
                 f"for the choice by {type(data).__name__}(selection=0.1).",
                 stacklevel=2,
             )
+        check_encoder(self.encoder, (5,), "LinearProbe")
+        num_classes = resolve_classes(self.hparams["num_classes"], data, "LinearProbe")
         if self.classifiers is None:
-            num_classes = getattr(data, "num_classes", None)
-            if num_classes is None:
-                raise ValueError(
-                    "Expected the number of classes, but num_classes=None and there is no data "
-                    "module to ask: pass LinearProbe(num_classes=...)."
-                )
             self._add_classifiers(num_classes)
 
     def train(self, mode: bool = True) -> "LinearProbe":
@@ -111,7 +116,7 @@ class LinearProbe(pl.LightningModule):
         return self
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [FrozenCheck("encoder")]
+        return [FrozenCheck("encoder"), Pictures("linear")]
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
@@ -146,29 +151,51 @@ class LinearProbe(pl.LightningModule):
         return (losses * self.lr_weights).sum()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._score(batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        return {"predicted": self._score(batch)[:, int(self.chosen)].argmax(1)}  # for pictures
+
+    def _score(self, batch: Any) -> Tensor:
+        """Count the right ones of every classifier; their logits (N, rates, classes)."""
         given = as_batch(batch)
         features, label = self._features(given.views[0]), given.labels_for("LinearProbe")
-        self.accuracy.update(self._logits(features), label)
+        logits = self._logits(features)
+        self.accuracy.update(logits, label)
         if self.head is not None:
             self.head_accuracy.update(self.head(features).unsqueeze(1), label)
+        return logits
 
-    test_step = validation_step
+    def drawings(self, batch: Any, outputs: dict[str, Tensor], first: int) -> list[Tensor]:
+        """The first images of a test batch, captioned with the class they are taken for."""
+        given, data = as_batch(batch), getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "class_names", None) or [str(c) for c in range(self.num_classes)]
+        labels, guesses = given.labels_for("LinearProbe").tolist(), outputs["predicted"].tolist()
+        rows = zip(given.views[0], labels, guesses, strict=True)
+        return [
+            captioned(
+                fitted(as_pixels(image), _SIDE),
+                names[guess],
+                right=guess == label if label >= 0 else None,
+            )
+            for image, label, guess in islice(rows, first)
+        ]
 
     def on_validation_epoch_end(self) -> None:
         accuracy, _ = self.accuracy.take(), self.head_accuracy.take()
         if not self.trainer.sanity_checking:
             if self.trainer.state.fn == "fit":  # Trainer.validate reports, and chooses nothing
                 self.chosen.copy_(accuracy.argmax())
-            self.log("selection_acc", accuracy.max(), prog_bar=True)
+            self.log("selection_acc", accuracy.max(), prog_bar=True, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         accuracy, head_accuracy = self.accuracy.take(), self.head_accuracy.take()
-        self.log("acc", accuracy[self.chosen])
-        self.log("chosen_lr", self.lr_weights[self.chosen])
+        found = {self.prefix: accuracy[self.chosen], "chosen_lr": self.lr_weights[self.chosen]}
         if MOCO_LR in self.lrs:
-            self.log("acc_lr30", accuracy[self.lrs.index(MOCO_LR)])
+            found[f"{self.prefix}_lr30"] = accuracy[self.lrs.index(MOCO_LR)]
         if self.head is not None:
-            self.log("acc_head", head_accuracy[0])
+            found[f"{self.prefix}_head"] = head_accuracy[0]
+        self.log_dict(found, sync_dist=True)  # the same on all ranks
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["input"] = describe_input(self.encoder)

@@ -6,20 +6,24 @@ import pytest
 import yaml
 
 from goodtransfer import methods
+from goodtransfer.data import CityscapesDataModule, MAFLDataModule
 from goodtransfer.study.protocol import (
     EXEMPLAR_V1,
     EXEMPLAR_V2,
+    FACES,
+    FEW_SHOT,
     MOCO_V1,
     MOCO_V2,
     PIXELS,
-    SCALES,
     SUPERVISED,
     UNTRAINED,
-    VOC07,
     deviations,
 )
+from goodtransfer.study.scales import SCALES
 from goodtransfer.study.tables import TABLES, paper
-from goodtransfer.transfer import Detection
+from goodtransfer.study.transfers import PAPER
+from goodtransfer.transfer import COCODetection, Detection, FewShot, Landmarks, Segmentation
+from goodtransfer.transfer.deeplab import DeepLabV3
 from goodtransfer.transfer.rcnn_c4 import RCNNC4
 
 ROWS = (MOCO_V1, MOCO_V2, EXEMPLAR_V2, SUPERVISED)
@@ -97,31 +101,76 @@ def test_tables_print_the_paper_s_numbers():
     }  # fmt: skip
 
 
-def test_detection_s_defaults_are_the_paper_s():
+@pytest.mark.parametrize(("task", "kind"), [(Detection, "voc07"), (COCODetection, "coco")])
+def test_detection_s_defaults_are_the_paper_s(task, kind):
     """The constructors' own, so that a user's script runs what the study runs."""
-    arguments = SCALES["paper"].voc07.arguments()
+    arguments = SCALES["paper"].protocol(kind).arguments()
     parts = arguments.pop("detector")
-    for cls, given in ((Detection, arguments), (RCNNC4, parts)):
+    assert {n: v for n, v in constructor_defaults(task).items() if n in arguments} == arguments
+    parameters = inspect.signature(RCNNC4.__init__).parameters
+    assert parts == {name: parameters[name].default for name in parts}
+
+
+def test_the_other_tasks_defaults_are_the_paper_s():
+    city = PAPER["city"].arguments()
+    network = city.pop("network")
+    few_shot, faces = PAPER["few_shot"].arguments(), PAPER["landmarks"]
+    for cls, given in (
+        (Segmentation, city),
+        (DeepLabV3, network),
+        (FewShot, few_shot),
+        (Landmarks, {"lr": faces.lr}),
+        (MAFLDataModule, {"size": faces.size, "batch_size": faces.batch_size}),
+    ):
         parameters = inspect.signature(cls.__init__).parameters
-        assert given == {name: parameters[name].default for name in given}
-    assert deviations(VOC07().values(), SCALES["paper"].voc07.values()) == "as in the paper"
+        assert given == {name: parameters[name].default for name in given}, cls
+    parameters = inspect.signature(CityscapesDataModule.__mro__[1].__init__).parameters
+    view = PAPER["city"].view()
+    assert view == {name: parameters[name].default for name in view}
+
+
+def test_tables_print_the_paper_s_transfers():
     printed = {row.label: row.paper for row in TABLES["3"].rows}
     assert printed["Exemplar-v2"] == {
         "acc": 68.9, "voc07_AP": 48.8, "voc07_AP50": 77.2, "voc07_AP75": 53.1,
+        "coco_APbox": 39.4, "coco_APbox50": 59.1, "coco_APbox75": 42.7,
+        "coco_APseg": 34.4, "coco_APseg50": 55.9, "coco_APseg75": 36.5,
+        "city_mIoU": 78.8, "city_mAcc": 85.9, "city_aAcc": 96.2,
     }  # fmt: skip
     (supervised,) = TABLES["supervised"].rows
-    assert list(supervised.paper.values()) == [77.3, 46.2, 76.8, 48.9]
+    assert list(supervised.paper.values()) == [
+        77.3, 46.2, 76.8, 48.9, 38.9, 59.1, 41.8, 33.9, 55.4, 35.9, 78.8, 85.8, 96.1,
+    ]  # fmt: skip
+    assert {row.label: row.paper["novel_5shot"] for row in TABLES["4"].rows} == {
+        "Supervised": 74.5, "MoCo-v2": 73.3, "Exemplar-v2": 77.18,
+    }  # fmt: skip
+    assert {row.label: row.paper["landmark_error"] for row in TABLES["5"].rows} == {
+        "Scratch": 24.6, "Supervised": 6.3, "MoCo-v2": 5.8, "Exemplar-v2": 5.8,
+    }  # fmt: skip
+
+
+def test_few_shot_and_faces_pretrain_as_told():
+    """Section 4: their own images, networks and epochs; MoCo-v2's views for all."""
+    for row in FEW_SHOT.values():
+        assert (row.data, row.epochs, row.crop) == ("mini_imagenet", 2000, 0.2)
+        assert row.arguments["encoder"] == "resnet18"
+        assert row.arguments.get("queue_size", 0) < 38_400
+    for row in FACES.values():
+        assert (row.data, row.epochs, row.crop) == ("celeba", 1400, 0.2)
+        assert row.arguments["encoder"] == "resnet50"
 
 
 @pytest.mark.parametrize("name", ["paper", "small", "smoke"])
 def test_a_small_batch_is_accumulated_or_scaled_never_both(name):
-    voc07 = SCALES[name].voc07
-    assert voc07.batch == 16 or voc07.accumulate == 1
-    assert voc07.batch % voc07.accumulate == 0
+    for kind in ("voc07", "coco"):
+        protocol = SCALES[name].protocol(kind)
+        assert protocol.batch == 16 or protocol.accumulate == 1
+        assert protocol.batch % protocol.accumulate == 0
 
 
 def test_the_paper_s_scale_changes_nothing():
-    for row in (*ROWS, EXEMPLAR_V1):
+    assert SCALES["paper"].transfers == {}
+    for row in (*ROWS, EXEMPLAR_V1, *FEW_SHOT.values(), *FACES.values()):
         assert SCALES["paper"].apply(row).values() == row.values()
         assert deviations(row.values(), row.values()) == "as in the paper"
 

@@ -20,12 +20,14 @@ from goodtransfer.cli import main as cli
 from goodtransfer.data import make_voc
 from goodtransfer.data.fingerprint import fingerprint
 from goodtransfer.study.plan import Study
+from goodtransfer.study.report import summary
 from goodtransfer.study.results import Results
+from goodtransfer.study.transfers import TRANSFERS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import TINY
 
-TASKS_AND_PRETRAINING = ("pretrain", "linear", "voc07")
+KINDS = ("pretrain", "linear", "voc07", "coco", "city")
 SUPERVISED = ["--scale", "tiny", "--table", "floor", "supervised"]
 
 
@@ -37,7 +39,7 @@ def main(arguments):
 def _tiny_in_the_parser(monkeypatch):
     """`--scale` offers what SCALES holds, which tiny.py has added to."""
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    monkeypatch.setattr("goodtransfer.study.cells._workers", lambda: 0)
+    monkeypatch.setattr("goodtransfer.study.fitting.workers", lambda: 0)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +47,32 @@ def finished(tmp_path_factory):
     """A finished study of the supervised table, made once."""
     out = tmp_path_factory.mktemp("study") / "s"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("goodtransfer.study.cells._workers", lambda: 0)
+        patch.setattr("goodtransfer.study.fitting.workers", lambda: 0)
         assert main(["run", *SUPERVISED, "--out", str(out)]) == 0
     return out
+
+
+@pytest.mark.parametrize(
+    ("table", "kinds", "columns"),
+    [
+        ("4", ("pretrain", "base", "few_shot"), {"base_acc", "novel_1shot", "novel_5shot"}),
+        ("5", ("pretrain", "landmarks"), {"landmark_error", "landmark_error_mean_shape"}),
+    ],
+)
+def test_few_shot_and_faces_pretrain_on_their_own_images(table, kinds, columns, tmp_path):
+    out = tmp_path / "s"
+    assert main(["run", "--scale", "tiny", "--table", table, "--out", str(out)]) == 0
+    study = Study.open(out)
+    cells, results = study.cells(), Results(study)
+    assert {c.kind for c in cells} == set(kinds)
+    for label, measured in summary(study):
+        assert columns <= set(measured), label
+        assert all(0 <= value <= 100 for name in columns for value in measured[name]) or table == "5"
+    own = results.metrics(next(c.key for c in cells if c.kind == kinds[1]))
+    assert ("base_acc_head" in own) == (table == "4")  # the first row is cross-entropy's
+    html = (out / "report.html").read_text()
+    for kind in kinds[1:]:
+        assert TRANSFERS[kind].section in html
 
 
 def files(out):
@@ -57,8 +82,7 @@ def files(out):
 def test_leaves_finished_folders_and_no_work(finished):
     study = Study.open(finished)
     cells, results = study.cells(), Results(study)
-    every = ["pretrain", "linear", "voc07"]
-    assert [c.kind for c in cells] == [*every[:2], *every, *every]  # nothing detects by pixels
+    assert [c.kind for c in cells] == [*KINDS[:2], *KINDS, *KINDS]  # nothing detects by pixels
     assert all(results.done(c.key) for c in cells)
     assert not list((finished / "work").iterdir())
     for cell in cells:
@@ -69,9 +93,10 @@ def test_leaves_finished_folders_and_no_work(finished):
             assert {"acc", "acc_lr30", "chosen_lr"} <= set(results.metrics(cell.key))
         if cell.kind == "voc07":
             assert set(results.metrics(cell.key)) == {"voc07_AP", "voc07_AP50", "voc07_AP75"}
-    readout = results.metrics(cells[-2].key)
-    assert cells[-2].row.name == "Supervised"
-    pretraining = results.metrics(cells[-3].key)
+        if cell.kind in ("coco", "city"):
+            assert set(results.metrics(cell.key)) == set(TRANSFERS[cell.kind].columns)
+    pretrained, read, *_ = (c for c in cells if c.row.name == "Supervised")
+    readout, pretraining = (results.metrics(c.key) for c in (read, pretrained))
     assert readout["acc_head"] == pytest.approx(pretraining["acc_head"])
 
 
@@ -87,7 +112,7 @@ def test_a_second_run_redoes_nothing_and_needs_no_torch(finished):
     call = [sys.executable, "-c", code, str(finished), str(Path(__file__).parent)]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "0 cells made, 8 were done" in done.stdout
+    assert "0 cells made, 12 were done" in done.stdout
     assert files(finished) == before
     assert time.monotonic() - started < 15
 
@@ -128,12 +153,13 @@ def test_what_all_rows_share_is_told_once():
 def test_list_names_every_cell_and_what_it_changes(finished, capsys):
     assert main(["list", "--out", str(finished)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 16
+    assert len(lines) == 24
     assert all(" done " in line for line in lines[::2])
-    assert "encoder resnet10w8 (paper: resnet50)" in lines[-5]
-    assert "batch 8 (paper: 16); accumulate 2 (paper: 1); lr" not in lines[-1]  # lr is the paper's
-    assert "bn images 4 (paper: 16)" in lines[-1]
-    assert "data toy world (paper: 5,011 of 2007/trainval, 4,952 of 2007/test)" in lines[-1]
+    pretraining, voc07 = lines[-9], lines[-5]
+    assert "encoder resnet10w8 (paper: resnet50)" in pretraining
+    assert "batch 8 (paper: 16); accumulate 2 (paper: 1); lr" not in voc07  # lr is the paper's
+    assert "bn images 4 (paper: 16)" in voc07
+    assert "data toy world (paper: 5,011 of 2007/trainval, 4,952 of 2007/test)" in voc07
 
 
 def test_an_unfinished_report_shows_what_there_is(finished, tmp_path):
@@ -141,37 +167,37 @@ def test_an_unfinished_report_shows_what_there_is(finished, tmp_path):
     from goodtransfer.study.report import write_report
 
     html = write_report(study).read_text()
-    assert "8 of 20 runs finished" in html
+    assert "12 of 32 runs finished" in html
     main(["report", "--out", str(finished)])
 
 
 def test_keys_follow_content_and_nothing_else(tmp_path):
     study = Study(tmp_path, TINY)
     keys = [c.key for c in study.cells()]
-    assert len(set(keys)) == len(keys) == 15
+    assert len(set(keys)) == len(keys) == 25
     assert [c.key for c in Study(tmp_path / "elsewhere", TINY).cells()] == keys
     ten = {c.key for c in replace(study, tables=("10",)).cells()}
-    first = {c.key for c in replace(study, tables=("3",)).cells() if c.kind != "voc07"}
+    first = {c.key for c in replace(study, tables=("3",)).cells() if c.kind in KINDS[:2]}
     assert first <= ten  # tables are views: a row in two tables is one run
-    assert not any(c.kind == "voc07" for c in replace(study, tables=("10",)).cells())
+    assert {c.kind for c in replace(study, tables=("10",)).cells()} == set(KINDS[:2])
     assert not set(keys) & {
         c.key for c in replace(study, scale=replace(TINY, name="other")).cells()
     }
     reseeded = replace(study, seeds=2).cells()
-    assert len(reseeded) == 30
+    assert len(reseeded) == 50
     assert set(keys) < {c.key for c in reseeded}
 
 
 def test_keys_of_detection_follow_its_own_data(tmp_path):
     """Other detection images leave the pretraining and the readout alone."""
-    small = replace(TINY, toy_voc=None)
-    study = Study(tmp_path, small, data=images_in(tmp_path / "base"), tables=("3",))
+    base = {"imagenet": images_in(tmp_path / "base")}
+    study = Study(tmp_path, replace(TINY, toy={}), base, tables=("3",))
     assert {c.kind for c in study.cells()} == {"pretrain", "linear"}  # no VOC was named
     keys = {}
     for test in (3, 4):
         root = make_voc(tmp_path / f"voc{test}", train=2, test=test, size=32)
-        cells = replace(study, voc=root).cells()
-        keys[test] = {k: {c.key for c in cells if c.kind == k} for k in TASKS_AND_PRETRAINING}
+        cells = replace(study, roots={**base, "voc": root}).cells()
+        keys[test] = {k: {c.key for c in cells if c.kind == k} for k in KINDS}
         detection = next(c for c in cells if c.kind == "voc07")
         assert f"data 2 of 2007/trainval, {test} of 2007/test (paper: 5,011" in detection.fidelity
     assert keys[3]["pretrain"] == keys[4]["pretrain"] == {c.key for c in study.cells()[::2]}
@@ -190,7 +216,7 @@ def test_what_a_detection_leaves(finished):
     assert len(names) == 8
     assert len(classes) == 20
     metric, data = VOCDetectionAP(20), VOCDetectionDataModule(
-        study.voc_root, class_names=classes, train="2007/trainval"
+        study.root("voc"), class_names=classes, train="2007/trainval"
     )  # fmt: skip
     for number, (_, target) in enumerate(map(data.test_dataloader().dataset.__getitem__, range(8))):
         mine = found["images"] == number
@@ -200,7 +226,7 @@ def test_what_a_detection_leaves(finished):
     assert {f"voc07_{k}": float(v) for k, v in metric.compute().items()} == pytest.approx(metrics)
     curve = json.loads((folder / "precision.json").read_text())
     assert 100 * sum(curve["precision"]) / 11 == pytest.approx(metrics["voc07_AP50"])
-    with Image.open(folder / "detections.png") as picture:
+    with Image.open(folder / "voc07_detections.png") as picture:
         assert picture.size == (3 * 244 + 4, 2 * 244 + 4)
 
 
@@ -226,8 +252,11 @@ def test_keys_follow_the_data(tmp_path):
     assert fingerprint(base) == fingerprint(same)
     assert fingerprint(base)[1:] == (2, 2)
     assert len({fingerprint(root).digest for root in (base, *others)}) == 5
-    study = Study(tmp_path, TINY, data=base, tables=("3",))
-    keys = [{c.key for c in replace(study, data=r).cells()} for r in (base, same, others[0])]
+    study = Study(tmp_path, TINY, {"imagenet": base}, tables=("10",))
+    keys = [
+        {c.key for c in replace(study, roots={"imagenet": root}).cells()}
+        for root in (base, same, others[0])
+    ]
     assert keys[0] == keys[1]
     assert not keys[0] & keys[2]
     assert "data base, 2 images of 2 classes (paper: ImageNet)" in study.cells()[0].fidelity

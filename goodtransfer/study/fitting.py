@@ -1,0 +1,76 @@
+"""What all cells fit with: a plain Trainer, its checkpoint, its loader processes."""
+
+import logging
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from goodtransfer.study.logger import CellBar, CurveLogger
+
+
+def cell_trainer(
+    title: str,
+    work: Path,
+    epochs: int,
+    *,
+    callbacks: list[pl.Callback] | None = None,
+    **options: Any,
+) -> pl.Trainer:
+    """A Trainer that checkpoints every epoch into ``work`` and says nothing but its bar."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for hint in ("does not have many workers", "exists and is not empty", "treespec, LeafSpec"):
+        warnings.filterwarnings("ignore", message=f".*{hint}.*")
+    last = ModelCheckpoint(
+        work, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    return pl.Trainer(
+        max_epochs=epochs,
+        devices=1,  # batch sizes are over all; many devices are for `goodtransfer fit`
+        logger=CurveLogger(work / "curves.jsonl"),
+        callbacks=[last, CellBar(title), *(callbacks or [])],
+        default_root_dir=work,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def checkpoint(work: Path) -> Path | None:
+    """The checkpoint to go on from, if there is one that can be read."""
+    file = work / "last.ckpt"
+    if not file.is_file():
+        return None
+    try:
+        torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        warnings.warn(f"Starting over: {file} was cut off ({error}).", stacklevel=2)
+        return None
+    return file
+
+
+def workers() -> int:
+    """Loader processes; on a CPU the training keeps the other cores to itself.
+
+    Threads that outnumber the free cores wait for each other in a spin: on two busy cores that made
+    a step eight times as expensive.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    found = min(8, cores // 2)
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, cores - found))
+    return found
+
+
+def plain(metrics: Any) -> dict[str, float]:
+    """Logged numbers in plain types."""
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,154 @@
+"""How the cells that measure an encoder are made, one function for each kind."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from goodtransfer import views
+from goodtransfer.data import (
+    CityscapesDataModule,
+    COCODetectionDataModule,
+    MAFLDataModule,
+    MiniImageNetDataModule,
+    VOCDetectionDataModule,
+    toy,
+)
+from goodtransfer.data.voc import VOC_CLASSES
+from goodtransfer.study import fitting
+from goodtransfer.study.detections import KeepDetections, write_detections
+from goodtransfer.study.plan import Cell, Study
+from goodtransfer.study.pretrainings import images
+from goodtransfer.study.results import Results
+from goodtransfer.study.transfers import TRANSFERS
+from goodtransfer.transfer import (
+    COCODetection,
+    Detection,
+    FewShot,
+    Landmarks,
+    LinearProbe,
+    Segmentation,
+)
+from goodtransfer.weights import load_encoder, load_head
+
+Measured = dict[str, float]
+
+
+def measure(study: Study, cell: Cell, results: Results, finished: Path) -> Measured:
+    """Leave what was logged on the way and the pictures, beside what the kind leaves itself."""
+    encoder, work = results.folder(cell.needs[0]) / "encoder.safetensors", results.work(cell)
+    metrics = _KINDS[cell.kind](study, cell, encoder, work, finished)
+    for file in (*work.glob("*.png"), *work.glob("curves.jsonl")):
+        shutil.copy(file, finished)
+    return metrics
+
+
+def _linear(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measured:
+    """Of the linear readout, and of the base classes of few-shot learning."""
+    protocol, (name, *_others) = study.scale.protocol(cell.kind), TRANSFERS[cell.kind].columns
+    data = images(study, TRANSFERS[cell.kind].data, cell.seed)(
+        batch_size=protocol.batch_size,
+        size=protocol.size,
+        views=views.linear(protocol.size, scale=(protocol.crop, 1.0)),
+        selection=protocol.selection,
+    )
+    head = load_head(encoder) if cell.row.data == TRANSFERS[cell.kind].data else None
+    probe = LinearProbe(load_encoder(encoder), head=head, name=name)
+    epochs = protocol.epochs
+    trainer = fitting.cell_trainer(cell.title, work, epochs, check_val_every_n_epoch=epochs)
+    return _fitted(trainer, probe, data, work)
+
+
+def _voc07(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) -> Measured:
+    protocol, (train, test) = study.scale.protocol("voc07"), study.voc_splits
+    data = VOCDetectionDataModule(
+        study.root("voc"),  # type: ignore[arg-type]
+        train=train,
+        test=test,
+        class_names=toy.CLASSES if study.drawn("voc") else VOC_CLASSES,
+        batch_size=protocol.batch // protocol.accumulate,
+        seed=cell.seed,
+        num_workers=fitting.workers(),
+    )
+    task = Detection(load_encoder(encoder), seed=cell.seed, **protocol.arguments())
+    kept = KeepDetections()
+    trainer = fitting.cell_trainer(
+        cell.title, work, -1, callbacks=[kept], accumulate_grad_batches=protocol.accumulate
+    )
+    metrics = _fitted(trainer, task, data, work)
+    write_detections(finished, kept.found, task.ap, data)
+    return metrics
+
+
+def _coco(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measured:
+    protocol = study.scale.protocol("coco")
+    data = COCODetectionDataModule(
+        study.root("coco"),  # type: ignore[arg-type]
+        masks="polygons",
+        batch_size=protocol.batch // protocol.accumulate,
+        seed=cell.seed,
+        num_workers=fitting.workers(),
+    )
+    task = COCODetection(load_encoder(encoder), seed=cell.seed, **protocol.arguments())
+    trainer = fitting.cell_trainer(
+        cell.title, work, -1, accumulate_grad_batches=protocol.accumulate
+    )
+    return _fitted(trainer, task, data, work)
+
+
+def _city(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measured:
+    protocol = study.scale.protocol("city")
+    data = CityscapesDataModule(
+        study.root("cityscapes"),  # type: ignore[arg-type]
+        batch_size=protocol.batch,
+        seed=cell.seed,
+        num_workers=fitting.workers(),
+        **protocol.view(),
+    )
+    task = Segmentation(load_encoder(encoder), seed=cell.seed, **protocol.arguments())
+    trainer = fitting.cell_trainer(cell.title, work, -1, limit_val_batches=0)
+    return _fitted(trainer, task, data, work)
+
+
+def _few_shot(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measured:
+    protocol = study.scale.protocol("few_shot")
+    data = MiniImageNetDataModule(
+        study.root("mini_imagenet"),  # type: ignore[arg-type]
+        batch_size=64,
+        size=protocol.size,
+        num_workers=fitting.workers(),
+    )
+    task = FewShot(load_encoder(encoder), seed=cell.seed, **protocol.arguments())
+    trainer = fitting.cell_trainer(cell.title, work, 1)
+    found = trainer.test(task, data, verbose=False)  # of each loader
+    return {k: v for part in found for k, v in fitting.plain(part).items()}
+
+
+def _landmarks(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measured:
+    protocol = study.scale.protocol("landmarks")
+    data = MAFLDataModule(
+        study.root("mafl"),  # type: ignore[arg-type]
+        batch_size=protocol.batch_size,
+        size=protocol.size,
+        seed=cell.seed,
+        num_workers=fitting.workers(),
+    )
+    task = Landmarks(load_encoder(encoder), lr=protocol.lr, seed=cell.seed)
+    trainer = fitting.cell_trainer(cell.title, work, protocol.epochs, limit_val_batches=0)
+    return _fitted(trainer, task, data, work)
+
+
+def _fitted(trainer: Any, task: Any, data: Any, work: Path) -> Measured:
+    trainer.fit(task, data, ckpt_path=fitting.checkpoint(work))
+    return fitting.plain(trainer.test(task, data, verbose=False)[0])
+
+
+_KINDS: dict[str, Callable[[Study, Cell, Path, Path, Path], Measured]] = {
+    "linear": _linear,
+    "voc07": _voc07,
+    "coco": _coco,
+    "city": _city,
+    "base": _linear,
+    "few_shot": _few_shot,
+    "landmarks": _landmarks,
+}

@@ -1,0 +1,132 @@
+"""The data sets of a study: what each folder must hold, what the paper's held, what tells it apart.
+
+No image is read here, and torch is imported for the user's own data only.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from goodtransfer.data import toy, toy_voc
+from goodtransfer.data.fingerprint import fingerprint, voc_fingerprint
+
+IMAGENET = "1,281,167 images of 1,000 classes"
+VOC2007 = ("2007/trainval", "2007/test")
+TOY = "toy world"
+
+
+class Found(NamedTuple):
+    """Attributes: ``identity``, which changes with the data; ``text``, what to call it."""
+
+    identity: Any
+    text: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set.
+
+    Attributes:
+        root: name of the folder that holds it; several may share one.
+        paper: what the paper's holds.
+        find: looks into a folder; ``voc_splits`` matter to VOC alone.
+    """
+
+    root: str
+    paper: str
+    find: Callable[[Path, Sequence[str]], Found]
+
+
+def _imagenet(root: Path, _: Sequence[str]) -> Found:
+    found = fingerprint(root)
+    size = f"{found.images:,} images of {found.classes:,} classes"
+    return Found(found.digest, "ImageNet" if size == IMAGENET else f"{root.name}, {size}")
+
+
+def _voc(root: Path, splits: Sequence[str]) -> Found:
+    found = voc_fingerprint(root, splits)
+    counts = zip(found.images, splits, strict=True)
+    return Found(found.digest, ", ".join(f"{count:,} of {name}" for count, name in counts))
+
+
+def _coco(root: Path, _: Sequence[str]) -> Found:
+    from goodtransfer.data import COCODetectionDataModule
+    from goodtransfer.data.files import scan_flat
+
+    counts = {name: len(scan_flat(root / name)) for name in ("train2017", "val2017")}
+    text = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+    return Found(COCODetectionDataModule(root).fingerprint(), text)
+
+
+def _cityscapes(root: Path, _: Sequence[str]) -> Found:
+    from goodtransfer.data import CityscapesDataModule
+
+    data = CityscapesDataModule(root)
+    text = f"{data.num_images:,} of train, {len(data.files('val')):,} of val"
+    return Found(data.fingerprint(), text)
+
+
+def _mini_imagenet(root: Path, _: Sequence[str]) -> Found:
+    from goodtransfer.data import MiniImageNetDataModule
+
+    data = MiniImageNetDataModule(root)
+    counts = {part: len(data.files(part)) for part in ("base", "validation", "novel")}
+    text = ", ".join(f"{count:,} of {part}" for part, count in counts.items())
+    return Found([data.fingerprint(), counts], text)
+
+
+def _celeba(root: Path, _: Sequence[str]) -> Found:
+    from goodtransfer.data import CelebADataModule
+
+    data = CelebADataModule(root, leave_out_mafl="test")
+    return Found(data.fingerprint(), f"{data.num_images:,} of train, without MAFL's test")
+
+
+def _mafl(root: Path, _: Sequence[str]) -> Found:
+    from goodtransfer.data import MAFLDataModule
+
+    data = MAFLDataModule(root)
+    counts = len(data.files("train")), len(data.files("test"))
+    return Found(data.fingerprint(), "MAFL, {:,} to train on, {:,} to test on".format(*counts))
+
+
+SOURCES: Mapping[str, Source] = {
+    "imagenet": Source("imagenet", "ImageNet", _imagenet),
+    "voc": Source("voc", "5,011 of 2007/trainval, 4,952 of 2007/test", _voc),
+    "coco": Source("coco", "118,287 of train2017, 5,000 of val2017", _coco),
+    "cityscapes": Source("cityscapes", "2,975 of train, 500 of val", _cityscapes),
+    "mini_imagenet": Source(
+        "mini_imagenet",
+        "38,400 of base, 9,600 of validation, 12,000 of novel",
+        _mini_imagenet,
+    ),
+    "celeba": Source("celeba", "162,770 of train, or more", _celeba),
+    "mafl": Source("celeba", "MAFL, 19,000 to train on, 1,000 to test on", _mafl),
+}
+
+# Folders that a user may name, the option that does, and what it must hold.
+ROOTS = {
+    "imagenet": ("--data", "train/CLASS/ and val/CLASS/ images"),
+    "voc": ("--voc", "VOCdevkit"),
+    "coco": ("--coco", "train2017, val2017 and annotations"),
+    "cityscapes": ("--cityscapes", "leftImg8bit and gtFine"),
+    "mini_imagenet": ("--mini-imagenet", "train.csv, val.csv, test.csv and their images"),
+    "celeba": ("--celeba", "CelebA with MAFL's lists"),
+}
+
+
+def toy_source(arguments: Mapping[str, Any]) -> Found:
+    """Of a layout of the toy world that is drawn by these arguments."""
+    return Found({"toy": (toy.VERSION, toy_voc.VERSION), **arguments}, TOY)
+
+
+@cache
+def find(name: str, root: Path, voc_splits: tuple[str, ...]) -> Found:
+    """What a user's folder holds.
+
+    Raises:
+        FileNotFoundError: for a folder without the data set, naming the tree.
+    """
+    return SOURCES[name].find(root, voc_splits)
