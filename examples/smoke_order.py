@@ -25,7 +25,9 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    study = Study.open(args.out, scale="smoke", seeds=args.seeds, tables=["3", "supervised", "floor"])
+    study = Study.open(
+        args.out, scale="smoke", seeds=args.seeds, tables=["3", "supervised", "floor"]
+    )
     run_study(study)
 
     images = study.scale.toy["imagenet"]["val"]

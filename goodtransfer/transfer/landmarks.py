@@ -204,7 +204,7 @@ class Landmarks(pl.LightningModule):
         loss = F.mse_loss(found, landmarks * (2 / self.size) - 1)
         if not loss.isfinite():
             raise FloatingPointError(
-                f"Expected a finite loss, but step {self.trainer.global_step} gave {float(loss)}: lower "
+                f"Expected a finite loss, but step {self.trainer.global_step} gave {loss.item()}: lower "
                 "`lr`, or check the encoder's weights."
             )
         self.log("loss", loss.detach(), prog_bar=True)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torchvision import transforms
 
+from goodtransfer.data.folder import ImageFolderDataModule
 from goodtransfer.data.mini_imagenet import LISTS, MiniImageNetDataModule, feature_view
 from goodtransfer.data.toy_layouts import make_mini_imagenet
+from goodtransfer.transfer.linear import LinearProbe
 from goodtransfer.views import decode
 
 SIZE = 8
@@ -117,6 +120,73 @@ def test_features_come_in_order(toy, part):
     assert label == [number for _, number in files]
     expected = torch.stack([upstream_view(Image.open(path), 24) for path, _ in files])
     assert (torch.cat(views).int() - expected.int()).abs().max() <= 1
+
+
+class Task(pl.LightningModule):
+    """What is tested on every image once."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.seen = {}
+        if parts:
+            self.feature_parts = parts
+
+    def test_step(self, batch, batch_idx, dataloader_idx=0):
+        self.seen.setdefault(dataloader_idx, []).extend(
+            zip(batch.index.tolist(), batch.label.tolist(), strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        (("validation", "novel"), ["validation", "novel"]),
+        (("novel",), ["novel"]),
+        ((), ["val"]),  # what is kept back of the base classes
+    ],
+)
+def test_a_task_is_tested_on_the_parts_it_asks_for(toy, asked, given, trainer_options):
+    data, task = MiniImageNetDataModule(toy[0], **OPTIONS), Task(asked)
+    pl.Trainer(**trainer_options).test(task, data, verbose=False)
+    assert [task.seen[n] for n in range(len(given))] == [
+        [(number, label) for number, (_, label) in enumerate(data.files(part))] for part in given
+    ]
+    loaders = task.trainer.test_dataloaders
+    recipes = [each.dataset.recipe.name for each in (loaders if asked else [loaders])]
+    assert recipes == (["few_shot"] * len(asked) if asked else ["center"])
+
+
+def test_base_accuracy_is_of_the_tenth_kept_back(toy, trainer_options):
+    """Table 4's other column: a readout on the base classes."""
+    data = MiniImageNetDataModule(toy[0], selection=0.2, **{**OPTIONS, "size": 32})
+    probe = LinearProbe("pixels32", lrs=(0.001,), name="base_acc")
+    trainer = pl.Trainer(max_epochs=2, **trainer_options)
+    trainer.fit(probe, data)
+    (scores,) = trainer.test(probe, data, verbose=False)
+    right = []
+    for number, (_, label) in enumerate(data.files("val")):
+        (view,) = data.test_dataloader().dataset[number].views
+        right.append(int(probe(view.unsqueeze(0)).argmax()) == label)
+    assert len(right) == probe.num_classes == 10
+    assert scores["base_acc"] == pytest.approx(100 * np.mean(right))
+    assert "acc" not in scores
+
+
+def test_features_of_the_parts_that_all_data_sets_have(tmp_path):
+    """By a centre view, in order."""
+    for name, value in (("b", 200), ("a", 90)):
+        for n in range(3):
+            path = tmp_path / "train" / name / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 30), (value + n,) * 3).save(path)
+    data = ImageFolderDataModule(tmp_path, val=None, size=8, batch_size=4)
+    batches = list(data.features_dataloader("train"))
+    assert torch.cat([batch.index for batch in batches]).tolist() == list(range(6))
+    assert torch.cat([batch.label for batch in batches]).tolist() == [0, 0, 0, 1, 1, 1]
+    views = torch.cat([batch.views[0] for batch in batches])
+    assert views.shape == (6, 3, 8, 8)
+    assert views[:, 0, 0, 0].tolist() == [90, 91, 92, 200, 201, 202]
+    assert data.features_dataloader().dataset.targets.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def upstream_view(image, size):

@@ -1,9 +1,11 @@
 """The readout against separate SGD loops, its choice of a rate, and its frozen encoder."""
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -215,3 +217,105 @@ def test_a_checkpoint_brings_back_head_and_input_convention(trainer_options, tmp
     (a,), (b,) = (trainer.test(m, images, verbose=False) for m in (probe, loaded))
     assert a == b
     assert {"acc", "acc_head"} <= set(a)
+
+
+@pytest.mark.parametrize("name", ["acc", "base_acc"])
+def test_the_accuracies_have_the_name_asked_for(name, trainer_options):
+    named = {} if name == "acc" else {"name": name}
+    probe, trainer = fitted(trainer_options, head=nn.Linear(6, 3), epochs=1, **named)
+    (scores,) = trainer.test(probe, DataLoader(Coloured(30, seed=2), batch_size=7), verbose=False)
+    assert set(scores) == {name, f"{name}_lr30", f"{name}_head", "chosen_lr"}
+
+
+class Named(pl.LightningDataModule):
+    """Test images of three named classes, the first one unlabelled."""
+
+    num_classes, class_names = 3, ["red", "green", "blue"]
+
+    def test_dataloader(self):
+        data = Coloured(30, seed=2)
+        data.labels = data.labels.clone()
+        data.labels[0] = -1
+        return DataLoader(data, batch_size=10)
+
+
+def test_pictures_show_what_images_are_taken_for(trainer_options, tmp_path):
+    probe, _ = fitted(trainer_options, lrs=(1.0, 0.001))
+    probe.chosen.fill_(1)  # wrong now and then
+    data = Named()
+    trainer = pl.Trainer(**trainer_options)
+    trainer.test(probe, data, verbose=False)
+    picture = torch.from_numpy(np.array(Image.open(tmp_path / "linear.png"))).long()
+    assert picture.shape == (4 + 2 * 244, 4 + 3 * 244, 3)
+    shown, found = [0, 1, 10, 11, 20, 21], set()  # two of each batch
+    images, predicted = Coloured(30, seed=2).images, probe(Coloured(30, seed=2).images).argmax(1)
+    for place, number in enumerate(shown):
+        y, x = 4 + place // 3 * 244, 4 + place % 3 * 244
+        middle = picture[y + 20 : y + 206, x + 20 : x + 206].double().mean((0, 1)) / 255
+        assert (middle - images[number][:, 1:7, 1:7].mean((1, 2))).abs().max() < 0.1
+        ink = picture[y + 226 : y + 240, x : x + 240].amin((0, 1))
+        label = None if number == 0 else number % 3
+        right = None if label is None else int(predicted[number]) == label
+        assert (bool(ink[1] > ink[0]), bool(ink[0] > ink[1])) == (right is True, right is False)
+        found.add(right)
+    assert found == {None, True, False}
+
+
+def test_captions_are_the_names_of_the_predicted_classes(trainer_options, monkeypatch):
+    texts = []
+    monkeypatch.setattr(
+        "goodtransfer.transfer.linear.captioned",
+        lambda image, text, right: texts.append((text, right)) or image,
+    )
+    probe, trainer = fitted(trainer_options, epochs=1)
+    trainer.test(probe, Named(), verbose=False)
+    batch = next(iter(Named().test_dataloader()))
+    texts.clear()
+    drawn = probe.drawings(batch, {"predicted": torch.tensor([2, 0, 2, 1, *[0] * 6])}, 4)
+    assert texts == [("blue", None), ("red", False), ("blue", True), ("green", False)]
+    assert [tuple(image.shape) for image in drawn] == [(3, 226, 226)] * 4
+    loaders = DataLoader(Coloured(30, seed=2), batch_size=30)
+    pl.Trainer(**trainer_options).test(probe, loaders, verbose=False)  # no data module, no names
+    assert len(texts) == 10
+    assert {text for text, _ in texts[4:]} <= {"0", "1", "2"}
+
+
+def test_validation_returns_nothing():
+    """Callbacks and Lightning's own loops get no features to keep."""
+    probe = LinearProbe(trunk(), num_classes=3, lrs=(1.0, 3.0))
+    probe.chosen.fill_(1)
+    probe.classifiers.weight.data[3:].mul_(-1)
+    images, labels = Coloured(6).images, Coloured(6).labels
+    assert probe.validation_step(((images,), labels), 0) is None
+    (predicted,) = probe.test_step(((images,), labels), 0).values()
+    assert torch.equal(predicted, probe(images).argmax(1))
+
+
+def test_features_that_tell_nothing_apart(trainer_options):
+    trainer = pl.Trainer(max_epochs=1, **trainer_options)
+    encoder = trunk()
+    encoder.trunk.append(nn.Threshold(1e9, 0.5))
+    for spoil, what in ((0.5, "the same for any image"), (float("nan"), "NaN or infinite")):
+        encoder.trunk[-1].value = spoil
+        probe = LinearProbe(encoder, num_classes=3)
+        with pytest.raises(ValueError, match=f"images apart for LinearProbe, .* {what}"):
+            trainer.fit(probe, DataLoader(Coloured(), batch_size=16))
+
+
+def test_another_number_of_classes(trainer_options):
+    probe = LinearProbe(trunk(), num_classes=4)
+    with pytest.raises(ValueError, match="a data module of 4 classes, .* but Named has 3"):
+        pl.Trainer(**trainer_options).test(probe, Named(), verbose=False)
+
+
+def test_pixels_are_an_encoder_too(trainer_options):
+    class Large(Coloured):
+        def __getitem__(self, i):
+            (view,), label, index = super().__getitem__(i)
+            return (view.repeat(1, 6, 6),), label, index
+
+    probe = LinearProbe("pixels48", num_classes=3, lrs=(0.001,))
+    trainer = pl.Trainer(max_epochs=5, **trainer_options)
+    trainer.fit(probe, DataLoader(Large(), batch_size=16))
+    (scores,) = trainer.test(probe, DataLoader(Large(24, seed=1), batch_size=8), verbose=False)
+    assert scores["acc"] > 90
