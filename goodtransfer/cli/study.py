@@ -14,6 +14,7 @@ from goodtransfer.study.tables import TABLES
 
 EXAMPLES = """examples:
   goodtransfer study run --scale smoke --out smoke            minutes on two cores, no download
+  goodtransfer study run --scale smoke --table 4 5 --out few  few-shot learning, and landmarks on faces
   goodtransfer study run --scale small --data ROOT --out own  your images: ROOT/{train,val}/CLASS/*.jpg
   goodtransfer study run --scale paper --data /imagenet --voc /voc --coco /coco --out paper
   goodtransfer study run --scale paper --mini-imagenet /mini --table 4 --out few_shot
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         verb.add_argument(
             "--table", dest="tables", nargs="+", choices=list(TABLES), metavar="TABLE",
-            help=f"{', '.join(TABLES)} (default: all but 10 that there are images for)",
+            help=f"{', '.join(TABLES)} (default: those there are images for, without 10, at smoke 4 and 5)",
         )  # fmt: skip
         verb.add_argument("--seeds", type=int, help="runs of every row (default 1)")
     return parser

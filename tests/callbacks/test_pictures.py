@@ -169,6 +169,7 @@ def test_wandb_keeps_the_very_picture(tmp_path, trainer_options, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Using `DistributedSampler` with the dataloaders:UserWarning")
 def test_of_two_ranks_the_first_draws_and_none_waits(tmp_path, trainer_options):
     _, trainer = run(
         trainer_options | {"devices": 2, "strategy": "ddp_fork"},

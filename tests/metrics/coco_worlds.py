@@ -79,8 +79,8 @@ def random_world(rng):
     for _ in range(rng.integers(8, 25)):
         x, y, w, h = where = box()
         crowd, form = bool(rng.random() < 0.2), rng.integers(3)
-        polygon = [[x, y, x, y + h, x + w, y + h, x + w, y]]
-        segmentation = runs(where, form == 1) if crowd or form < 2 else polygon
+        parts = [[a, y, a, y + h, a + w // 2, y + h, a + w // 2, y] for a in (x, x + w // 2)]
+        segmentation = runs(where, form == 1) if crowd or form < 2 else parts
         things.append({
             "id": int(1000 - 3 * len(things)), "image_id": int(rng.choice(ids[:5])),
             "category_id": int(rng.choice(categories[:3])), "bbox": where, "iscrowd": int(crowd),

@@ -196,7 +196,7 @@ BY_HAND = {
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("case", BY_HAND)
-def test_cases_by_hand(case, kind, engine):
+def test_cases_by_hand(case, kind, engine, capfd):
     things, found, expected = BY_HAND[case]
     things, found = outlined(things), outlined(found)
     told = [
@@ -206,6 +206,7 @@ def test_cases_by_hand(case, kind, engine):
     for stats in told:
         for name, value in expected.items():
             assert stats[name] == pytest.approx(value, abs=1e-6, nan_ok=True), name
+    assert capfd.readouterr() == ("", "")
 
 
 def test_per_class_tells_categories_apart():

@@ -67,7 +67,9 @@ def test_few_shot_and_faces_pretrain_on_their_own_images(table, kinds, columns, 
     assert {c.kind for c in cells} == set(kinds)
     for label, measured in summary(study):
         assert columns <= set(measured), label
-        assert all(0 <= value <= 100 for name in columns for value in measured[name]) or table == "5"
+        assert (
+            all(0 <= value <= 100 for name in columns for value in measured[name]) or table == "5"
+        )
     own = results.metrics(next(c.key for c in cells if c.kind == kinds[1]))
     assert ("base_acc_head" in own) == (table == "4")  # the first row is cross-entropy's
     html = (out / "report.html").read_text()

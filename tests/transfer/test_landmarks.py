@@ -120,8 +120,9 @@ def test_equals_literal_sgd_on_the_squared_error(trainer_options):
             for n, row in enumerate(rows.tolist()):
                 for k in range(5):
                     for axis in (0, 1):
-                        true = data.landmarks[row, k, axis] / SIDE * 2 - 1
-                        loss = loss + (found[n, k, axis] - true) ** 2 / (4 * 5 * 2)
+                        pixel = (found[n, k, axis] + 1) / 2 * SIDE
+                        off = (pixel - data.landmarks[row, k, axis]) / SIDE
+                        loss = loss + off**2 / (4 * 5 * 2)
             reference.zero_grad()
             loss.backward()
             with torch.no_grad():
