@@ -126,8 +126,8 @@ class Landmarks(pl.LightningModule):
                 f"Expected `eyes` to be two of {points} points, counted from 0, but got {eyes}."
             )
         own = deepcopy(encoder) if isinstance(encoder, nn.Module) else encoder
-        # One that comes from a readout is frozen and in eval mode.
-        self.encoder: Encoder = load_encoder(own).requires_grad_().train()
+        # One that comes from a readout is frozen.
+        self.encoder: Encoder = load_encoder(own).requires_grad_()
         self.save_hyperparameters(ignore=["encoder"])
         self.hparams["encoder"] = self.encoder.name
         self.points, self.eyes, self.channels = points, eyes, channels
@@ -146,7 +146,7 @@ class Landmarks(pl.LightningModule):
         self.size = self.hparams["size"] = size
         black = torch.zeros(1, 3, size, size, device=self.device)
         _, channels, height, width = self.encoder.eval()(black)[5].shape
-        self.encoder.train()
+        self.encoder.train()  # also one that came in eval mode, where a fit would leave it
         self.head = LandmarkHead(channels, self.channels, height * width, self.points)
 
     def setup(self, stage: str) -> None:
@@ -266,8 +266,7 @@ class Landmarks(pl.LightningModule):
             self._report("landmark_error_mean_shape", self.mean_shape_error)
 
     def _report(self, name: str, metric: LandmarkError) -> None:
-        if not self.trainer.sanity_checking:
-            self.log(name, metric.compute(), prog_bar=True, sync_dist=True)  # equal on all ranks
+        self.log(name, metric.compute(), prog_bar=True, sync_dist=True)  # equal on all ranks
         metric.reset()
 
     def drawings(self, batch: Batch, outputs: dict[str, Tensor], first: int) -> list[Tensor]:

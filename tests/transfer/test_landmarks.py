@@ -435,6 +435,7 @@ def one(value, face=2):
         (broken(images=torch.zeros(4, 3, 36, 36)), r"images of 32 x 32 pixels, .* but got \(4, 3, 36,"
          r" 36\): resize"),
         (broken(images=torch.zeros(4, 3, 32, 36)), "images of 32 x 32 pixels"),
+        (broken(images=torch.zeros(4, 3, 36, 32)), "images of 32 x 32 pixels"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_or_scored_gets_a_sentence(loader, sentence, trainer_options):
