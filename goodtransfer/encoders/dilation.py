@@ -40,8 +40,11 @@ def _spread(layer: Any, rate: int, before: int, stride: int) -> None:
     if isinstance(padding, str):
         return
     layer.padding = tuple(p * rate for p in padding)
-    if layer.stride != step and not any(padding) and isinstance(layer, nn.Conv2d):
-        layer.padding = "same"  # a patch of the map, such as ConvNeXt's, now at every pixel
+    if layer.stride != step and not any(padding):  # a patch of the map, now at every pixel
+        if isinstance(layer, nn.Conv2d):
+            layer.padding = "same"  # such as ConvNeXt's
+        else:  # such as VGG's; PyTorch pads a pooling by half its kernel at most
+            layer.padding = tuple(min(rate * (k - 1), k) // 2 for k in kernel)
 
 
 def _pair(value: Any) -> Any:

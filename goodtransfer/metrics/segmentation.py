@@ -111,13 +111,19 @@ class SegmentationScores(Metric):
         """The confusion matrix (C, C) of the images seen so far, of this rank unless synchronised.
 
         Raises:
-            RuntimeError: when no rank has seen an image.
+            RuntimeError: when no rank has seen an image, or no pixel of them counts.
         """
         rows = dim_zero_cat(self.rows) if len(self.rows) else torch.zeros(0, 1)
         if len(rows) == 0:
             raise RuntimeError("Expected images to score, but none was seen: call `update` first.")
         _, first = _first_of_each(rows[:, 0])
-        return rows[first, 1:].sum(0).view(self.num_classes, self.num_classes)
+        counts = rows[first, 1:].sum(0)
+        if not counts.any():
+            raise RuntimeError(
+                f"Expected pixels that count, but all of {len(first)} images are {IGNORE}: pass images "
+                "whose labels are published."
+            )
+        return counts.view(self.num_classes, self.num_classes)
 
     def compute(self) -> dict[str, Tensor]:
         """``mIoU``, ``mAcc``, ``aAcc`` in percent: 0-d, float64, on the CPU."""

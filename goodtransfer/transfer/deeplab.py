@@ -1,8 +1,10 @@
 """DeepLab-v3 on any encoder: the network of the Cityscapes columns, nn only (protocol 4.1).
 
 The decoder is segmentation-models-pytorch's at mmsegmentation's widths. It differs from
-mmsegmentation's in one place: the five branches are joined by a 1 x 1 convolution and dropout, and a
-3 x 3 follows; there one 3 x 3 joins them, and dropout comes before the classifier.
+mmsegmentation's in how it ends: the five branches are joined by a 1 x 1 convolution and dropout of
+single values, and a 3 x 3 follows; there one 3 x 3 joins them, and dropout, of whole channels, comes
+before the classifier. New layers start as PyTorch has them, mmsegmentation's by He's rule and its
+classifiers from N(0, 0.01).
 """
 
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from goodtransfer.encoders import Encoder
 from goodtransfer.losses import full_precision
+from goodtransfer.transfer.checks import check_encoder
 
 STRIDE = 8
 RATES = (12, 24, 36)
@@ -26,7 +29,7 @@ class DeepLabV3(nn.Module):
         aux_channels: of the auxiliary head; 0 leaves it out, and with it the need of a stage 4.
 
     Raises:
-        ValueError: for an encoder that cannot be brought to stride 8, naming the stage.
+        ValueError: for an encoder that lacks a stage, or cannot be brought to stride 8, naming it.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class DeepLabV3(nn.Module):
         aux_channels: int = 256,
     ) -> None:
         super().__init__()
+        check_encoder(encoder, (4, 5) if aux_channels else (5,), "segmentation")
         from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
 
         self.encoder = encoder.dilated(STRIDE)

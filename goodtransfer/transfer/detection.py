@@ -125,7 +125,8 @@ class Detection(pl.LightningModule):
                 f"Expected `eval_iters` up to `iterations`, {iterations}, but got {max(eval_iters)}."
             )
         own = deepcopy(encoder) if isinstance(encoder, nn.Module) else encoder
-        self._encoder = [load_encoder(own)]  # in a list: it becomes the detector's
+        # In a list: it becomes the detector's. One that comes from a readout is frozen.
+        self._encoder = [load_encoder(own).requires_grad_().train()]
         self.encoder.split(4)  # says so where the last stage cannot be run on regions
         self.save_hyperparameters(ignore=["encoder"])
         self.hparams["encoder"] = self.encoder.name

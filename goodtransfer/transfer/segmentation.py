@@ -20,7 +20,7 @@ from goodtransfer.distributed import rank
 from goodtransfer.encoders import Encoder
 from goodtransfer.metrics.segmentation import IGNORE, SegmentationScores
 from goodtransfer.optim import poly
-from goodtransfer.transfer.checks import check_encoder, resolve_classes
+from goodtransfer.transfer.checks import resolve_classes
 from goodtransfer.transfer.deeplab import DeepLabV3
 from goodtransfer.views import check_range
 from goodtransfer.weights import describe_input, load_encoder, restore_input
@@ -103,7 +103,8 @@ class Segmentation(pl.LightningModule):
                 f"Expected `batch` and `iterations` of at least 1, but got {batch} and {iterations}."
             )
         own = deepcopy(encoder) if isinstance(encoder, nn.Module) else encoder
-        self._given = [load_encoder(own)]  # in a list: it becomes the network's
+        # In a list: it becomes the network's. One that comes from a readout is frozen, in eval mode.
+        self._given = [load_encoder(own).requires_grad_().train()]
         self.save_hyperparameters(ignore=["encoder"])
         self.hparams["encoder"] = self._given[0].name
         self.batch, self.iterations, self.prefix, self.seed = batch, iterations, name, seed
@@ -124,7 +125,7 @@ class Segmentation(pl.LightningModule):
         return self._given[0] if self.network is None else self.network.encoder.dilated(32)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [Pictures(f"{self.prefix}_segmentation", side=480, columns=1, shown=4)]
+        return [Pictures(f"{self.prefix}_segmentation", side=360, columns=4, shown=4)]
 
     # --- Set-up
 
@@ -132,13 +133,21 @@ class Segmentation(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         num_classes = resolve_classes(self.hparams["num_classes"], data, type(self).__name__)
         if self.network is None:
-            check_encoder(self._given[0], (4, 5), type(self).__name__)
             self._add_network(num_classes)
         if stage == "fit" and self.trainer.max_steps == -1:
             loop = self.trainer.fit_loop
             loop.epoch_loop.max_steps = self.iterations
             if loop.max_epochs == 1000:  # what Lightning takes where nobody says anything
                 loop.max_epochs = -1
+
+    def on_fit_start(self) -> None:
+        self.fidelity = ""  # until the first batch tells
+        if any(type(m) is nn.SyncBatchNorm and any(m.children()) for m in self.modules()):
+            raise ValueError(
+                f"Expected batch norms alone under sync_batchnorm=True, but those of "
+                f"{self._own().encoder.name} hold activations, which PyTorch's conversion drops: leave "
+                "it out, or take a trunk such as resnet50."
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         given = self.hparams
@@ -160,6 +169,7 @@ class Segmentation(pl.LightningModule):
         images, target = batch
         if not self.fidelity:
             self._check(images)
+        self._normalised(images)
         classes = self._classes(images, target)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             place = (self.seed, self.trainer.global_step, batch_idx, rank())
@@ -193,20 +203,31 @@ class Segmentation(pl.LightningModule):
                 f"accumulate_grad_batches={accumulated} makes {step}: accumulate to {self.batch}, or "
                 f"pass {type(self).__name__}(batch={step}) and an `lr` for it."
             )
+        self.fidelity = _fidelity(self.batch, accumulated, self._normalised(images))
+        rank_zero_info(f"{type(self).__name__}, {self.iterations:,} steps: {self.fidelity}")
+        if images.is_floating_point() and self._own().encoder.normalization is not None:
+            check_range(images)
+
+    def _normalised(self, images: Tensor) -> int:
+        """How many crops of a batch share batch norm; of every batch, since the last may be short."""
         synced = any(isinstance(m, nn.SyncBatchNorm) for m in self.modules())
-        normalised = len(images) * (ranks if synced else 1)
-        if normalised < 2:
+        found = len(images) * (self.trainer.world_size if synced else 1)
+        if found < 2:
             raise ValueError(
                 "Expected batch norm to see two crops at least, since the pyramid pools each to one "
-                "pixel, but a batch has one: raise batch_size, or pass Trainer(sync_batchnorm=True)."
+                "pixel, but a batch has one: raise batch_size, drop a last batch that is short, or pass "
+                "Trainer(sync_batchnorm=True)."
             )
-        self.fidelity = _fidelity(self.batch, accumulated, normalised)
-        rank_zero_info(f"{type(self).__name__}, {self.iterations:,} steps: {self.fidelity}")
-        if images.is_floating_point() and self.encoder.normalization is not None:
-            check_range(images)
+        return found
 
     def _classes(self, images: Tensor, target: Mapping[str, Tensor]) -> Tensor:
         """Of every batch: int64 (N, H, W), as cross-entropy wants them."""
+        if not isinstance(target, Mapping) or "classes" not in target:
+            names = list(target) if isinstance(target, Mapping) else type(target).__name__
+            raise ValueError(
+                "Expected batches of images and a target {'classes': (N, H, W), 'image_id': (N,)}, but "
+                f"got a target of {names}."
+            )
         classes = target["classes"]
         if classes.shape != (len(images), *images.shape[-2:]):
             raise ValueError(
@@ -266,20 +287,22 @@ class Segmentation(pl.LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def drawings(self, batch: Batch, outputs: Tensor, first: int) -> list[Tensor]:
-        """The image, its true classes and those told, side by side."""
+        """The image, its true classes and those told, one below another."""
         data: Any = getattr(self.trainer, "datamodule", None)
         palette = colours(self.num_classes, getattr(data, "palette", None))
         images, target = batch
         shown = zip(images, target["classes"], outputs, range(first), strict=False)
         return [
-            torch.cat([as_pixels(image), _painted(true, palette), _painted(told, palette)], dim=2)
+            torch.cat([as_pixels(image), _painted(true, palette), _painted(told, palette)], dim=1)
             for image, true, told, _ in shown
         ]
 
     # --- Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["input"] = describe_input(self.encoder)
+        checkpoint["input"] = describe_input(
+            self._given[0] if self.network is None else self.network.encoder
+        )
         checkpoint["fidelity"] = self.fidelity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

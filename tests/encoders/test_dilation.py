@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torchvision.models import resnet50, resnet101
 
 from goodtransfer.encoders import as_encoder, build
@@ -82,6 +84,18 @@ def test_training_moves_the_statistics_of_both():
 def test_patches_become_windows(name):
     found = build(name).eval().dilated(8)(torch.rand(1, 3, 64, 96), stages=(4, 5))
     assert [tuple(maps.shape[2:]) for maps in found.values()] == [(8, 12), (8, 12)]
+
+
+def test_poolings_become_windows():
+    """VGG's last two, of 2 x 2 pixels: side by side, then with one between them and a border around."""
+    trunk = build("torchvision:vgg11").dilated(8)
+    *_, fourth, fifth = (m for m in trunk.modules() if isinstance(m, nn.MaxPool2d))
+    x = torch.rand(9, 9)
+    framed = F.pad(x, (1, 1, 1, 1), value=-1.0)
+    near = [[x[i : i + 2, j : j + 2].max() for j in range(8)] for i in range(8)]
+    wide = [[framed[i : i + 3 : 2, j : j + 3 : 2].max() for j in range(9)] for i in range(9)]
+    assert torch.equal(fourth(x[None])[0], torch.tensor(near))
+    assert torch.equal(fifth(x[None])[0], torch.tensor(wide))
 
 
 @pytest.mark.parametrize(("name", "stage"), [("torchvision:densenet121", 4), ("timm:resnet18d", 4)])

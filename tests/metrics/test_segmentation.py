@@ -93,6 +93,14 @@ def test_no_image_is_no_score():
         SegmentationScores(3).compute()
 
 
+def test_no_pixel_is_no_score():
+    metric = SegmentationScores(3)
+    target = {"classes": torch.full((2, 4, 4), 255), "image_id": torch.tensor([0, 1])}
+    metric.update(torch.zeros(2, 4, 4, dtype=torch.long), target)
+    with pytest.raises(RuntimeError, match="pixels that count, but all of 2 images are 255"):
+        metric.compute()
+
+
 @pytest.mark.parametrize("shares", [([0, 1, 2], [0, 3, 4]), ([0, 1, 2, 3, 4], [])])
 def test_two_ranks_count_each_image_once(shares):
     with socket.socket() as free:

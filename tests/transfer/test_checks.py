@@ -48,8 +48,12 @@ def test_nothing_of_the_encoder_changes():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_encoders_in_other_precision_pass():
-    check_encoder(build("resnet10w8").double(), (5,), "a task")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_encoders_in_other_precision_pass(dtype):
+    encoder, seen = build("pixels16").to(dtype), []
+    encoder.register_forward_hook(lambda module, given, found: seen.append(found[5].dtype))
+    check_encoder(encoder, (5,), "a task")
+    assert seen == [dtype]
 
 
 def test_a_stage_that_is_not_there_is_named():
@@ -63,7 +67,7 @@ def test_a_stage_that_is_not_there_is_named():
     ("encoder", "stages", "sentence"),
     [
         (ruined("layer4.0.conv1.weight", float("nan")), (4, 5), "stage 5 are NaN or infinite"),
-        (ruined("bn1.weight", float("inf")), (2,), "stage 2 are NaN or infinite"),
+        (ruined("bn1.bias", float("inf")), (1,), "stage 1 are NaN or infinite"),
         (ruined("bn1.weight", 0.0), (2, 5), "stage 2 are the same for any image"),
         (trunk(nn.ReLU(), nn.Hardtanh(-2, -1)), (5,), "stage 5 are the same for any image"),
         (trunk(nn.Threshold(1e9, 0.0)), (5,), "stage 5 are the same for any image"),
@@ -87,5 +91,8 @@ def test_the_number_of_classes_is_the_argument_s_or_the_data_module_s():
     assert resolve_classes(7, SimpleNamespace(), "Detection") == 7
     with pytest.raises(ValueError, match=r"no data module to ask: pass Detection\(num_classes"):
         resolve_classes(None, None, "Detection")
-    with pytest.raises(ValueError, match=r"data module of 7 classes, .*SimpleNamespace has 20"):
-        resolve_classes(7, data, "Detection")
+    for number in (7, 21):
+        with pytest.raises(
+            ValueError, match=rf"module of {number} classes, .*SimpleNamespace has 20"
+        ):
+            resolve_classes(number, data, "Detection")

@@ -77,6 +77,11 @@ def test_it_is_fp32_after_bf16():
     assert logits.dtype == torch.float32
 
 
+def test_a_trunk_without_stage_4():
+    with pytest.raises(ValueError, match=r"stage 4, 5 for segmentation, but .* and lacks 4"):
+        DeepLabV3(build("torchvision:squeezenet1_1"), 3)
+
+
 def test_a_trunk_that_cannot_be_dilated():
     with pytest.raises(ValueError, match="stage 4 of torchvision:densenet121 cannot"):
         DeepLabV3(build("torchvision:densenet121"), 3)

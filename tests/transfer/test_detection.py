@@ -548,3 +548,11 @@ def test_precise_statistics_need_batches(world, trainer_options):
     few = VOCDetectionDataModule(world, class_names=CLASSES, batch_size=21)
     with pytest.raises(ValueError, match="Expected"):  # and no endless wait
         trainer(trainer_options).test(task(), few, verbose=False)
+
+
+def test_an_encoder_that_comes_frozen_from_a_readout_is_fine_tuned():
+    frozen = build("resnet10w8").requires_grad_(False).eval()
+    module = task(frozen)
+    assert all(p.requires_grad for p in module.parameters())
+    assert all(m.training for m in module.encoder.modules())
+    assert not any(p.requires_grad for p in frozen.parameters())  # the user's stays as it is

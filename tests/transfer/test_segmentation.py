@@ -1,5 +1,7 @@
 """The Segmentation run against literal steps and schedules; its resume, scores and sentences."""
 
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -17,10 +19,11 @@ from goodtransfer.data import (
     make_synthia,
 )
 from goodtransfer.data.segmentation import collate
-from goodtransfer.encoders import OwnTrunk
+from goodtransfer.encoders import Normalization, OwnTrunk, build
 from goodtransfer.metrics.segmentation import confusion, scores
 from goodtransfer.optim import poly
-from goodtransfer.transfer import Segmentation
+from goodtransfer.transfer import LinearProbe, Segmentation
+from goodtransfer.transfer.segmentation import colours
 from goodtransfer.weights import load_encoder
 
 VIEW = {"crop": (32, 64), "nominal": (32, 64)}
@@ -118,7 +121,7 @@ def test_scores_are_those_of_whole_images(world, trainer_options, tmp_path):
     expected = {f"city_{k}": float(v) for k, v in scores(matrix).items() if v.ndim == 0}
     assert found == pytest.approx(expected, abs=1e-4)
     with Image.open(tmp_path / "city_segmentation.png") as picture:
-        assert picture.size == (488, 3 * 484 + 4)
+        assert picture.size == (3 * 364 + 4, 368)
 
 
 def test_resumed_in_mid_epoch_it_ends_with_the_same_bits(world, trainer_options, tmp_path):
@@ -139,6 +142,58 @@ def test_resumed_in_mid_epoch_it_ends_with_the_same_bits(world, trainer_options,
     loaded = Segmentation.load_from_checkpoint(file)
     assert loaded.num_classes == 19
     assert loaded.encoder.normalization == straight.encoder.normalization
+
+
+def test_dropout_is_another_at_every_step(world, trainer_options):
+    """And, whatever the global generator did, the same in a second run."""
+
+    def dropped(seed):
+        module = task(iterations=3, num_classes=19)
+        masks, layer = [], module.network.decoder.aspp.project[3]
+        layer.register_forward_pre_hook(lambda _, given: torch.ones_like(given[0]))
+        layer.register_forward_hook(lambda _, given, made: masks.append(made == 0))
+        torch.manual_seed(seed)
+        trainer(trainer_options).fit(module, data(world))
+        return masks
+
+    first, second = dropped(1), dropped(2)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert len(first) == 3
+    assert not any(torch.equal(first[i], first[j]) for i, j in ((0, 1), (1, 2), (0, 2)))
+
+
+def test_a_picture_is_image_truth_and_what_was_told(trainer_options):
+    """One below another, in the data module's colours; pixels that do not count are black."""
+    module = task(num_classes=3)
+    module.trainer = trainer(trainer_options)
+    module.trainer.datamodule = SimpleNamespace(palette=[(255, 0, 0), (0, 255, 0), (0, 0, 255)])
+    image = torch.randint(256, (2, 3, 1, 2), dtype=torch.uint8)
+    truth = torch.tensor([[[0, 255]], [[1, 1]]], dtype=torch.uint8)
+    told = torch.tensor([[[2, 1]], [[0, 0]]])
+    (drawn,) = module.drawings((image, {"classes": truth}), told, 1)
+    painted = [[[255, 0, 0], [0, 0, 0]], [[0, 0, 255], [0, 255, 0]]]
+    assert drawn.permute(1, 2, 0).tolist() == [image[0, :, 0].T.tolist(), *painted]
+
+
+def test_colours_without_a_palette_are_told_apart():
+    found = [tuple(c) for c in colours(19).tolist()]
+    assert len({*found[:19], found[255]}) == 20
+    assert found[255] == (0, 0, 0)
+
+
+def test_a_checkpoint_knows_its_input_convention(world, trainer_options, tmp_path):
+    encoder = build("resnet10w8")
+    encoder.set_normalization(Normalization((0.5,) * 3, (0.25,) * 3))
+    module = task(encoder, iterations=1)
+    run = trainer(trainer_options)
+    run.fit(module, data(world))
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = Segmentation.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+    assert loaded.encoder.normalization == encoder.normalization
+    image = torch.randint(256, (1, 3, 32, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = module.network.eval()(image)[0]
+        assert torch.equal(loaded.network.eval()(image)[0], expected)
 
 
 def test_its_encoder_has_its_strides_back(world, trainer_options, tmp_path):
@@ -204,10 +259,55 @@ def test_sentences_of_the_first_batch(changes, given, text, trainer_options):
         trainer(trainer_options).fit(task(num_classes=3, **changes), loader)
 
 
-def test_one_crop_is_too_few_for_batch_norm(trainer_options):
-    loader = DataLoader(items(3), batch_size=1, collate_fn=collate)
+@pytest.mark.parametrize(("batch", "count"), [(1, 8), (4, 5)])  # each; the last
+def test_one_crop_is_too_few_for_batch_norm(batch, count, trainer_options):
+    loader = DataLoader(items(3, count), batch_size=batch, collate_fn=collate)
     with pytest.raises(ValueError, match="see two crops at least"):
-        trainer(trainer_options).fit(task(num_classes=3, batch=1), loader)
+        trainer(trainer_options).fit(task(num_classes=3, batch=batch), loader)
+
+
+def test_a_target_without_classes_is_a_sentence(trainer_options):
+    bare = DataLoader([(i, t["classes"]) for i, t in items(3)], batch_size=4)
+    with pytest.raises(ValueError, match=r"'image_id': \(N,\)}, but got a target of Tensor"):
+        trainer(trainer_options).fit(task(num_classes=3), bare)
+    named = DataLoader([(i, {"mask": t["classes"]}) for i, t in items(3)], batch_size=4)
+    with pytest.raises(ValueError, match=r"but got a target of \['mask'\]"):
+        trainer(trainer_options).test(task(num_classes=3), named, verbose=False)
+
+
+def test_the_batch_is_checked_in_every_fit(world, trainer_options, tmp_path):
+    """Also in one that goes on from a checkpoint, which holds what was said of the first."""
+    module = task(iterations=2)
+    run = trainer(trainer_options)
+    run.fit(module, data(world))
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    for changed in (module, Segmentation.load_from_checkpoint(tmp_path / "x.ckpt")):
+        assert changed.fidelity.startswith("batch 4 (paper: 8), BN over 4 crops")
+        with pytest.raises(ValueError, match="Expected 4 crops a step, but 2 in a batch"):
+            trainer(trainer_options).fit(changed, data(world, batch_size=2))
+
+
+def test_an_encoder_that_a_readout_froze_is_fine_tuned(world, trainer_options):
+    encoder = LinearProbe("resnet10w8", num_classes=2).encoder
+    before = {name: p.clone() for name, p in encoder.named_parameters()}
+    module = task(encoder, iterations=1)
+    trainer(trainer_options).fit(module, data(world))
+    found = module.network.encoder
+    assert not any(torch.equal(p, before[name]) for name, p in found.named_parameters())
+    assert all(int(m.num_batches_tracked) == 1 for m in found.modules() if hasattr(m, "momentum"))
+    assert all(torch.equal(p, before[name]) for name, p in encoder.named_parameters())
+
+
+@pytest.mark.parametrize("encoder", ["timm:tf_efficientnet_lite0", "resnet10w8"])
+def test_sync_batchnorm_may_not_drop_activations(encoder, trainer_options):
+    """timm fuses them with norms; here the conversion that ``sync_batchnorm=True`` makes."""
+    module = nn.SyncBatchNorm.convert_sync_batchnorm(task(encoder, num_classes=3))
+    assert isinstance(module.network.decoder.bn, nn.SyncBatchNorm)
+    if encoder == "resnet10w8":
+        module.on_fit_start()
+        return
+    with pytest.raises(ValueError, match="hold activations, which PyTorch's conversion drops"):
+        module.on_fit_start()
 
 
 def test_sentences_at_set_up(world, trainer_options):
