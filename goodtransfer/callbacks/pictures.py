@@ -54,6 +54,8 @@ class Pictures(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if not hasattr(pl_module, "drawings"):
+            return  # a Trainer keeps the callbacks of the task before
         (batches, *_) = trainer.num_test_batches
         due = min(self.shown, math.ceil(self.shown * (batch_idx + 1) / batches))
         wanted = (self.shown if math.isinf(batches) else due) - len(self._drawn)

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from pycocotools import mask as rle
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from goodtransfer.metrics.coco_engines import Engine, Entry, Evaluation, IoUType, chosen, count
-from goodtransfer.metrics.voc import _check_columns
+from goodtransfer.metrics.images import ImageMetric, check_columns, copies, pairs
 
 _IMAGE, _DETECTION, _OBJECT, _CROWD = range(4)
 _COLUMNS = {
@@ -42,7 +41,7 @@ class _Seen(NamedTuple):
     found: list[Entry]
 
 
-class COCODetectionAP(Metric):
+class COCODetectionAP(ImageMetric):
     """COCO's AP over the images of all ranks, in percent: ``APbox``, ``APbox50``, ``APbox75``.
 
     With masks also ``APseg``, ``APseg50``, ``APseg75``. An image counts once, however many ranks
@@ -58,15 +57,13 @@ class COCODetectionAP(Metric):
     rows: list[Tensor]  # (n, 5): box, and score or area; before those of an image, height and width
     tags: list[Tensor]  # (n, 3): label, kind, bytes of the mask; before those of an image, its id
     counts: list[Tensor]  # the bytes of all masks
-    full_state_update = False
     higher_is_better = True
-    is_differentiable = False
 
     def __init__(self, num_classes: int, *, masks: bool = False, engine: Engine = "auto") -> None:
         super().__init__()
         self.num_classes, self.masks, self.engine = num_classes, masks, chosen(engine)
-        for name in _STATES:
-            self.add_state(name, [], "cat")
+        for name, empty in _STATES.items():
+            self.add_rows(name, empty)
 
     def update(
         self, predictions: Sequence[Mapping[str, Any]], targets: Sequence[Mapping[str, Any]]
@@ -86,12 +83,7 @@ class COCODetectionAP(Metric):
         Raises:
             ValueError: for keys that are missing, columns that do not fit, or labels out of range.
         """
-        if len(predictions) != len(targets):
-            raise ValueError(
-                "Expected one prediction and one target for every image, but got "
-                f"{len(predictions)} predictions and {len(targets)} targets."
-            )
-        for prediction, target in zip(predictions, targets, strict=True):
+        for prediction, target in pairs(predictions, targets):
             found = self._columns("a prediction", prediction, "boxes", "scores", "labels")
             there = self._columns("a target", target, "boxes", "labels", "image_id")
             self._add(int(target["image_id"]), found, there)
@@ -103,7 +95,7 @@ class COCODetectionAP(Metric):
         columns: Entry = {
             name: given[name].to("cpu", kind) for name, kind in _COLUMNS.items() if name in given
         }
-        _check_columns(what, columns, self.num_classes)
+        check_columns(what, columns, self.num_classes)
         odd = [name for name, column in columns.items() if not column.isfinite().all()]
         if odd:  # pycocotools matches a box of NaN with anything
             raise ValueError(
@@ -141,25 +133,18 @@ class COCODetectionAP(Metric):
         counts = b"".join(mask["counts"] for mask in masks)
         self.counts.append(torch.from_numpy(np.frombuffer(counts, np.uint8).copy()))
 
+    def joined(self, name: str) -> Tensor:
+        return super().joined(name).cpu()
+
     def sync(
         self, dist_sync_fn: Callable[..., Any] | None = None, *args: Any, **kwargs: Any
     ) -> None:
-        """As torchmetrics', where a rank that saw no image joins with no rows.
-
-        An empty list would join with one-dimensional floats, which stalls the others.
-        """
+        """As the other metrics', by way of the device, where alone NCCL gathers."""
 
         def gather(state: Tensor, group: Any) -> Any:
             return (dist_sync_fn or gather_all_tensors)(state.to(self.device), group=group)
 
-        for name in _STATES:
-            setattr(self, name, [self._joined(name)])
         super().sync(gather, *args, **kwargs)
-
-    def _joined(self, name: str) -> Tensor:
-        state = getattr(self, name)
-        states = [state] if isinstance(state, Tensor) else state
-        return torch.cat([_STATES[name], *(part.cpu() for part in states)])
 
     def compute(self) -> dict[str, Tensor]:
         """``APbox`` and so on, in percent: 0-d, float64, on the CPU; NaN without any object.
@@ -210,19 +195,11 @@ class COCODetectionAP(Metric):
         }
 
     def _seen(self) -> _Seen:
-        rows, tags, counts = (self._joined(name).numpy() for name in _STATES)
-        if len(rows) == 0:
-            raise RuntimeError(
-                "Expected images to evaluate, but no rank has seen any: call `update` first."
-            )
+        rows, tags, counts = (self.joined(name).numpy() for name in _STATES)
+        self.seen("rows")
         numbers, kinds, lengths = tags.T
-        # Each image's rows follow the row that starts it: number the copies, keep an id's first.
         starts = kinds == _IMAGE
-        copies = np.cumsum(starts) - 1
-        ids, first, inverse = np.unique(numbers[starts], return_index=True, return_inverse=True)
-        images = inverse[copies]
-        kept = np.flatnonzero(first[images] == copies)
-        kept = kept[np.argsort(images[kept], kind="stable")]
+        ids, first, images, kept = copies(numbers, starts)
 
         rows[:, 2:4] -= rows[:, :2]
         sizes = rows[starts][first, :2].astype(int).tolist()

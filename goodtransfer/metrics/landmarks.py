@@ -7,12 +7,11 @@ Shapes: N = faces, K = points of a face, as x, y.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from goodtransfer.metrics.images import ImageMetric, copies
 
 EYES = (0, 1)  # MAFL's points of left and right eye
 
@@ -60,7 +59,7 @@ def mean_shape(landmarks: Tensor) -> Tensor:
     return landmarks.mean(0)
 
 
-class LandmarkError(Metric):
+class LandmarkError(ImageMetric):
     """:func:`inter_ocular_error`, averaged over the images of all ranks, in percent.
 
     An image that comes again counts once: a sampler repeats some where the images do not divide among
@@ -72,15 +71,13 @@ class LandmarkError(Metric):
 
     errors: list[Tensor]  # (n,) float32
     images: list[Tensor]  # (n,) int64
-    full_state_update = False
     higher_is_better = False
-    is_differentiable = False
 
     def __init__(self, eyes: tuple[int, int] = EYES) -> None:
         super().__init__()
         self.eyes = eyes
-        self.add_state("errors", [], "cat")
-        self.add_state("images", [], "cat")
+        self.add_rows("errors", torch.zeros(0))
+        self.add_rows("images", torch.zeros(0, dtype=torch.long))
 
     def update(self, predicted: Tensor, true: Tensor, image_id: Tensor | Sequence[int]) -> None:
         """Add faces: points (N, K, 2) twice, and the images' numbers (N,)."""
@@ -94,24 +91,12 @@ class LandmarkError(Metric):
         self.errors.append(errors)
         self.images.append(images)
 
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """As torchmetrics', where a rank that saw no image joins with no rows of the right type."""
-        if len(self.errors) == 0:
-            self.errors = [torch.zeros(0, device=self.device)]
-            self.images = [torch.zeros(0, dtype=torch.long, device=self.device)]
-        super().sync(*args, **kwargs)
-
     def compute(self) -> Tensor:
         """Percent of the inter-ocular distance, 0-d float32.
 
         Raises:
             RuntimeError: when no rank has seen an image.
         """
-        errors, images = dim_zero_cat(self.errors), dim_zero_cat(self.images)
-        if len(errors) == 0:
-            raise RuntimeError(
-                "Expected images to evaluate, but no rank has seen any: call `update` first."
-            )
-        images, order = images.sort(stable=True)
-        first = images.diff(prepend=images[:1] - 1) != 0
-        return errors[order][first].mean()
+        errors, images = self.seen("errors"), self.seen("images")
+        kept = torch.from_numpy(copies(images.cpu().numpy()).kept)
+        return errors[kept.to(errors.device)].mean()

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from goodtransfer.metrics.images import ImageMetric, copies
 
 IGNORE = 255
 
@@ -68,7 +68,7 @@ def scores(matrix: Tensor) -> dict[str, Tensor]:
     }
 
 
-class SegmentationScores(Metric):
+class SegmentationScores(ImageMetric):
     """``mIoU``, ``mAcc`` and ``aAcc`` over the images of all ranks, in percent.
 
     An image counts once, however many ranks saw it.
@@ -78,14 +78,12 @@ class SegmentationScores(Metric):
     """
 
     rows: list[Tensor]  # (1, 1 + C * C) int64: the image's number, its confusion matrix
-    full_state_update = False
     higher_is_better = True
-    is_differentiable = False
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.add_state("rows", [], "cat")
+        self.add_rows("rows", torch.zeros(0, 1 + num_classes**2, dtype=torch.long))
 
     def update(self, predicted: Tensor, target: Mapping[str, Tensor]) -> None:
         """Add images.
@@ -100,27 +98,18 @@ class SegmentationScores(Metric):
             matrix = confusion(told, true, self.num_classes).flatten()
             self.rows.append(torch.cat([number.reshape(1).to(matrix), matrix]).unsqueeze(0))
 
-    def sync(self, *args: object, **kwargs: object) -> None:
-        """As torchmetrics', where a rank that saw no image joins with no rows."""
-        if len(self.rows) == 0:
-            width = 1 + self.num_classes**2
-            self.rows = [torch.zeros(0, width, dtype=torch.long, device=self.device)]
-        super().sync(*args, **kwargs)  # type: ignore[arg-type]
-
     def matrix(self) -> Tensor:
         """The confusion matrix (C, C) of the images seen so far, of this rank unless synchronised.
 
         Raises:
             RuntimeError: when no rank has seen an image, or no pixel of them counts.
         """
-        rows = dim_zero_cat(self.rows) if len(self.rows) else torch.zeros(0, 1)
-        if len(rows) == 0:
-            raise RuntimeError("Expected images to score, but none was seen: call `update` first.")
-        _, first = _first_of_each(rows[:, 0])
-        counts = rows[first, 1:].sum(0)
+        rows = self.seen("rows").cpu()
+        kept = torch.from_numpy(copies(rows[:, 0].numpy()).kept)
+        counts = rows[kept, 1:].sum(0)
         if not counts.any():
             raise RuntimeError(
-                f"Expected pixels that count, but all of {len(first)} images are {IGNORE}: pass images "
+                f"Expected pixels that count, but all of {len(kept)} images are {IGNORE}: pass images "
                 "whose labels are published."
             )
         return counts.view(self.num_classes, self.num_classes)
@@ -134,11 +123,3 @@ class SegmentationScores(Metric):
         """IoU of each class (C,) in percent, NaN for one that is neither there nor told."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             return scores(self.matrix().cpu())["IoU"]
-
-
-def _first_of_each(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Each number once, and the place where it comes first."""
-    order = torch.sort(numbers, stable=True)
-    new = torch.ones_like(order.values, dtype=torch.bool)
-    new[1:] = order.values[1:] != order.values[:-1]
-    return order.values[new], order.indices[new]

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from goodtransfer.metrics.images import ImageMetric, check_columns, copies, pairs
 
 IOU_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 
@@ -132,8 +132,8 @@ def evaluate(
     array([[1. ],
            [0.5]])
     """
-    _check_columns("`detections`", detections._asdict(), num_classes)
-    _check_columns("`objects`", objects._asdict(), num_classes)
+    check_columns("`detections`", detections._asdict(), num_classes)
+    check_columns("`objects`", objects._asdict(), num_classes)
     if len(thresholds) == 0 or np.any(np.diff(thresholds) <= 0):
         raise ValueError(f"Expected argument `thresholds` to rise, but got {tuple(thresholds)}.")
     order = np.lexsort((-detections.scores, detections.labels))  # stable
@@ -222,7 +222,7 @@ def _best_objects(
 _IMAGE, _DETECTION, _OBJECT, _DIFFICULT = range(4)
 
 
-class VOCDetectionAP(Metric):
+class VOCDetectionAP(ImageMetric):
     """VOC's AP over the images of all ranks, in percent: ``AP`` (.50:.05:.95), ``AP50``, ``AP75``.
 
     Boxes are continuous coordinates of the original image; an annotation's are, as in detectron2,
@@ -237,9 +237,7 @@ class VOCDetectionAP(Metric):
 
     rows: list[Tensor]  # (n, 5) float32: box, score
     tags: list[Tensor]  # (n, 2) int64: label and kind; in the row before those of an image, its id
-    full_state_update = False
     higher_is_better = True
-    is_differentiable = False
 
     def __init__(
         self,
@@ -252,8 +250,8 @@ class VOCDetectionAP(Metric):
         _check_interpolation(interpolation)
         self.num_classes, self.interpolation = num_classes, interpolation
         self.round_as_official = round_as_official
-        self.add_state("rows", [], "cat")
-        self.add_state("tags", [], "cat")
+        self.add_rows("rows", torch.zeros(0, 5))
+        self.add_rows("tags", torch.zeros(0, 2, dtype=torch.long))
 
     def update(
         self, predictions: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Any]]
@@ -268,12 +266,7 @@ class VOCDetectionAP(Metric):
         Raises:
             ValueError: for keys that are missing, columns that do not fit, or labels out of range.
         """
-        if len(predictions) != len(targets):
-            raise ValueError(
-                "Expected one prediction and one target for every image, but got "
-                f"{len(predictions)} predictions and {len(targets)} targets."
-            )
-        for prediction, target in zip(predictions, targets, strict=True):
+        for prediction, target in pairs(predictions, targets):
             found = self._columns("a prediction", prediction, "boxes", "scores", "labels")
             there = self._columns("a target", target, "boxes", "labels", "image_id")
             detected = torch.column_stack([found["boxes"], found["scores"]])
@@ -294,18 +287,8 @@ class VOCDetectionAP(Metric):
             raise ValueError(f"Expected {what} to have {keys}, but got {tuple(given)}.")
         names = ("boxes", "scores", "labels", "difficult")
         columns = {name: given[name].to(self.device) for name in names if name in given}
-        _check_columns(what, columns, self.num_classes)
+        check_columns(what, columns, self.num_classes)
         return columns
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """As torchmetrics', where a rank that saw no image joins with no rows.
-
-        An empty list would join with one-dimensional floats, which stalls the others.
-        """
-        if len(self.rows) == 0:
-            self.rows = [torch.zeros(0, 5, device=self.device)]
-            self.tags = [torch.zeros(0, 2, dtype=torch.long, device=self.device)]
-        super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
         """``AP``, ``AP50`` and ``AP75`` in percent: 0-d, float64, on the CPU.
@@ -329,19 +312,9 @@ class VOCDetectionAP(Metric):
             return self._evaluate()
 
     def _evaluate(self) -> Evaluation:
-        rows, tags = (dim_zero_cat(state).cpu().numpy() for state in (self.rows, self.tags))
-        if len(rows) == 0:
-            raise RuntimeError(
-                "Expected images to evaluate, but no rank has seen any: call `update` first."
-            )
+        rows, tags = (self.seen(name).cpu().numpy() for name in ("rows", "tags"))
         numbers, kinds = tags.T
-        # Each image's rows follow the row that starts it: number the copies, keep an id's first.
-        starts = kinds == _IMAGE
-        copies = np.cumsum(starts) - 1
-        _, first, ids = np.unique(numbers[starts], return_index=True, return_inverse=True)
-        images = ids[copies]
-        kept = np.flatnonzero(first[images] == copies)
-        kept = kept[np.argsort(images[kept], kind="stable")]
+        _, _, images, kept = copies(numbers, kinds == _IMAGE)
 
         # float32 for a while: detectron2 adds 1 before it leaves that precision, too.
         boxes = (rows[:, :4] + np.array([1, 1, 0, 0], np.float32)).astype(np.float64)
@@ -372,19 +345,4 @@ def _check_interpolation(interpolation: str) -> None:
         raise ValueError(
             f"Expected argument `interpolation` to be one of {get_args(Interpolation)}, "
             f"but got {interpolation!r}."
-        )
-
-
-def _check_columns(what: str, columns: Mapping[str, Any], num_classes: int) -> None:
-    shapes = {name: tuple(column.shape) for name, column in columns.items()}
-    n, labels = len(columns["labels"]), columns["labels"]
-    if any(shape != ((n, 4) if name == "boxes" else (n,)) for name, shape in shapes.items()):
-        raise ValueError(
-            f"Expected boxes (n, 4) and everything else (n,) in {what}, but got {shapes}: "
-            "give every row a value in each."
-        )
-    if n and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise ValueError(
-            f"Expected labels from 0 to {num_classes - 1} in {what}, but got "
-            f"{int(labels.min())} to {int(labels.max())}: count classes from 0, without background."
         )

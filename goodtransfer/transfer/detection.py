@@ -1,9 +1,7 @@
 """Detection: an encoder fine-tuned in Faster R-CNN C4 (the paper's VOC columns; protocol 3)."""
 
 import random
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from itertools import islice
 from typing import Any
@@ -13,14 +11,12 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from torchvision.transforms.v2.functional import resize as resize_image
 
 from goodtransfer.callbacks.pictures import Pictures
-from goodtransfer.distributed import gather, rank
 from goodtransfer.encoders import Encoder
 from goodtransfer.metrics import VOCDetectionAP
 from goodtransfer.optim import warmup_step, without_norm_decay
@@ -29,16 +25,16 @@ from goodtransfer.transfer.draw_boxes import SIDE, drawing
 from goodtransfer.transfer.precise_bn import average_statistics, training_loader
 from goodtransfer.transfer.rcnn_c4 import RCNNC4, Detections, Size, Target
 from goodtransfer.transfer.small_batch import PAPER_BATCH, fidelity, scaled
+from goodtransfer.transfer.steps import StepTask, seeded
 from goodtransfer.views import check_range
 from goodtransfer.weights import describe_input, load_encoder, restore_input
 
 SHORT_SIDES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-NEVER = 2**62
 
 Batch = tuple[Sequence[Tensor], Sequence[Target]]
 
 
-class Detection(pl.LightningModule):
+class Detection(StepTask):
     """Faster R-CNN C4 on an encoder, every layer fine-tuned; scored by VOC's AP.
 
     The defaults are the paper's VOC07 run: 9,000 steps of 16 images on trainval2007, learning rate
@@ -131,6 +127,7 @@ class Detection(pl.LightningModule):
         self.save_hyperparameters(ignore=["encoder"])
         self.hparams["encoder"] = self.encoder.name
         self.schedule = scaled(batch, lr, iterations, milestones, warmup, eval_iters)
+        self.iterations, self.eval_iters = self.schedule.iterations, self.schedule.eval_iters
         self.batch, self.momentum, self.weight_decay = batch, momentum, weight_decay
         self.short_sides, self.test_side, self.max_side = tuple(short_sides), test_side, max_side
         self.precise_bn, self.prefix, self.seed = precise_bn, name, seed
@@ -171,26 +168,7 @@ class Detection(pl.LightningModule):
         if self.detector is None:
             self._add_detector(num_classes)
         check_encoder(self.encoder, (4, 5), task)
-        self._fused_norms = [
-            name
-            for name, module in self.named_modules()
-            if isinstance(module, _BatchNorm) and any(module.children())
-        ]
-        if stage == "fit" and self.trainer.max_steps == -1:
-            loop = self.trainer.fit_loop
-            loop.epoch_loop.max_steps = self.schedule.iterations
-            if loop.max_epochs == 1000:  # what Lightning takes where nobody says anything
-                loop.max_epochs = -1
-
-    def on_fit_start(self) -> None:
-        self.fidelity = ""  # until the first batch tells
-        for name in self._fused_norms:
-            if isinstance(self.get_submodule(name), nn.SyncBatchNorm):
-                raise ValueError(
-                    f"Expected batch norms alone under sync_batchnorm=True, but those of "
-                    f"{self.encoder.name} hold activations, which PyTorch's conversion drops: leave it "
-                    "out, or take a trunk such as resnet50."
-                )
+        super().setup(stage)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         plan = self.schedule
@@ -206,14 +184,10 @@ class Detection(pl.LightningModule):
         if not self.fidelity:
             self._check(images, targets)
         self._check_labels(targets)
-        with self._seeded("train", self.trainer.global_step, batch_idx) as chance:
+        place = (self.seed, "train", self.trainer.global_step, batch_idx)
+        with seeded(self.device, *place) as chance:
             losses, _ = self._own()(*self._resized(images, targets, chance))
-        loss = torch.stack(list(losses.values())).sum()
-        if not loss.isfinite():
-            raise FloatingPointError(self._diverged(losses, targets))
-        self.log("loss", loss.detach(), prog_bar=True)
-        self.log_dict({name: value.detach() for name, value in losses.items()})
-        return loss
+        return self.log_losses(losses, [target.get("image_id", "?") for target in targets])
 
     def _own(self) -> RCNNC4:
         if self.detector is None:
@@ -223,7 +197,7 @@ class Detection(pl.LightningModule):
     def _check(self, images: Sequence[Tensor], targets: Sequence[Target]) -> None:
         """What the first batch tells: images per step, their range, their labels."""
         accumulated, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
-        step = len(images) * ranks * accumulated
+        step = self.images_a_step(len(images))
         if step != self.batch:
             raise ValueError(
                 f"Expected {self.batch} images a step, but {len(images)} in a batch x {ranks} ranks x "
@@ -232,12 +206,8 @@ class Detection(pl.LightningModule):
                 "learning rate and steps are kept, batch norm sees the micro-batch; or pass "
                 f"{type(self).__name__}(batch={step}): learning rate and steps are scaled."
             )
-        synced = any(isinstance(m, nn.SyncBatchNorm) for m in self.modules())
-        normalised = len(images) * (ranks if synced else 1)
-        self.fidelity = fidelity(self.batch, accumulated, normalised)
-        rank_zero_info(
-            f"{type(self).__name__}, {self.schedule.iterations:,} steps: {self.fidelity}"
-        )
+        self.fidelity = fidelity(self.batch, accumulated, self.images_a_norm(len(images)))
+        rank_zero_info(f"{type(self).__name__}, {self.iterations:,} steps: {self.fidelity}")
         if images[0].is_floating_point() and self.encoder.normalization is not None:
             check_range(images[0])
 
@@ -249,14 +219,6 @@ class Detection(pl.LightningModule):
                 f"Expected labels from 0 to {self.num_classes - 1}, but a batch has "
                 f"{int(labels.min())} to {int(labels.max())}: count classes from 0, without background."
             )
-
-    def _diverged(self, losses: dict[str, Tensor], targets: Sequence[Target]) -> str:
-        found = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
-        ids = [target.get("image_id", "?") for target in targets]
-        return (
-            f"Expected a finite loss, but step {self.trainer.global_step} gave {found} on the images "
-            f"{ids}: lower `lr`, lengthen `warmup`, or check the encoder's weights."
-        )
 
     def _resized(
         self, images: Sequence[Tensor], targets: Sequence[Target], chance: random.Random
@@ -283,32 +245,6 @@ class Detection(pl.LightningModule):
         scale = min(short_side / min(height, width), self.max_side / max(height, width))
         size = [int(height * scale + 0.5), int(width * scale + 0.5)]
         return image if size == [height, width] else resize_image(image, size, antialias=True)
-
-    @contextmanager
-    def _seeded(self, *place: str | int) -> Iterator[random.Random]:
-        """Chance that depends on seed, place and rank alone, so that a resumed run has the same."""
-        chance = random.Random(repr((self.seed, *place, rank())))
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(chance.getrandbits(63))
-            yield chance
-
-    def on_train_start(self) -> None:
-        self._last_step = self.trainer.global_step
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        # Lightning validates where the number of batches divides by this; it asks after this hook.
-        step = self.trainer.global_step
-        due = step != self._last_step and step in self.schedule.eval_iters
-        self.trainer.val_check_batch, self._last_step = batch_idx + 1 if due else NEVER, step
-
-    def on_train_end(self) -> None:
-        done, whole = self.trainer.global_step, self.schedule.iterations
-        if done < whole and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            warnings.warn(
-                f"The fit ended after {done} of {whole} steps, before its schedule did: leave "
-                "max_steps and max_epochs of the Trainer unset, or pass `iterations` and `milestones`.",
-                stacklevel=2,
-            )
 
     # --- Scores
 
@@ -346,17 +282,7 @@ class Detection(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._detect = None
-        if not self.trainer.sanity_checking:
-            scored, _ = gather(torch.tensor([int(self.ap.update_called)], device=self.device))
-            if not scored.any():
-                raise ValueError(
-                    "Expected images to score, but the validation or test loader gave none: pass "
-                    "one that has some."
-                )
-            for name, value in self.ap.compute().items():  # over all ranks, so their mean is it
-                # The metric is on the CPU, where NCCL cannot average.
-                score = value.to(self.device, torch.float32)
-                self.log(f"{self.prefix}_{name}", score, sync_dist=True)
+        self.log_scores(self.ap)
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -367,8 +293,9 @@ class Detection(pl.LightningModule):
         def run(number: int, batch: Batch) -> None:
             images, targets = self.transfer_batch_to_device(batch, self.device, 0)
             precision = self.trainer.precision_plugin
-            with self._seeded("precise BN", number) as chance, precision.forward_context():
-                detector(*self._resized(images, targets, chance))
+            chance = seeded(self.device, self.seed, "precise BN", number)
+            with chance as chosen, precision.forward_context():
+                detector(*self._resized(images, targets, chosen))
 
         loader = training_loader(self.trainer) if self.precise_bn else None
         average_statistics(detector, run, loader, self.precise_bn)

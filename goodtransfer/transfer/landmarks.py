@@ -1,8 +1,6 @@
 """Facial landmarks: an encoder fine-tuned to tell five points (the paper's Table 5; protocol 6)."""
 
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, TypedDict
 
@@ -15,11 +13,12 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from goodtransfer.callbacks.pictures import Pictures, as_pixels, captioned, fitted
-from goodtransfer.distributed import gather, rank
+from goodtransfer.distributed import gather
 from goodtransfer.encoders import Encoder
 from goodtransfer.metrics.landmarks import EYES, LandmarkError, inter_ocular_error
 from goodtransfer.optim import sgd
 from goodtransfer.transfer.checks import check_encoder
+from goodtransfer.transfer.steps import seeded
 from goodtransfer.views import check_range
 from goodtransfer.weights import describe_input, load_encoder, restore_input
 
@@ -199,7 +198,7 @@ class Landmarks(pl.LightningModule):
             check_range(images)
         everyone, _ = gather(landmarks)
         self._shapes = self._shapes + F.pad(everyone.cpu().double(), (0, 1), value=1).sum(0)
-        with self._seeded(batch_idx):
+        with seeded(self.device, self.seed, self.trainer.global_step, batch_idx):
             found = self(images)
         loss = F.mse_loss(found / self.size, landmarks / self.size)
         if not loss.isfinite():
@@ -232,14 +231,6 @@ class Landmarks(pl.LightningModule):
                 f"{landmarks[face].tolist()}: correct them, or leave the image out."
             )
         return landmarks
-
-    @contextmanager
-    def _seeded(self, batch_idx: int) -> Iterator[None]:
-        """Chance that depends on seed, step and rank alone, so that a resumed run has the same."""
-        place = repr((self.seed, self.trainer.global_step, batch_idx, rank()))
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(random.Random(place).getrandbits(63))
-            yield
 
     # --- Scores
 

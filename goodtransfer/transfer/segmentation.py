@@ -1,7 +1,5 @@
 """Segmentation: an encoder fine-tuned in DeepLab-v3 (the paper's Cityscapes columns; protocol 4)."""
 
-import random
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -16,22 +14,21 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from goodtransfer.callbacks.pictures import Pictures, as_pixels
-from goodtransfer.distributed import rank
 from goodtransfer.encoders import Encoder
 from goodtransfer.metrics.segmentation import IGNORE, SegmentationScores
 from goodtransfer.optim import poly
 from goodtransfer.transfer.checks import resolve_classes
 from goodtransfer.transfer.deeplab import DeepLabV3
+from goodtransfer.transfer.steps import StepTask, seeded
 from goodtransfer.views import check_range
 from goodtransfer.weights import describe_input, load_encoder, restore_input
 
 PAPER_BATCH = 8  # crops a step: 4 GPUs of 2
-NEVER = 2**62
 
 Batch = tuple[Tensor, Mapping[str, Tensor]]
 
 
-class Segmentation(pl.LightningModule):
+class Segmentation(StepTask):
     """DeepLab-v3 on an encoder, every layer fine-tuned; scored on whole images.
 
     The defaults are the paper's Cityscapes run, and where it is silent mmsegmentation's
@@ -134,20 +131,7 @@ class Segmentation(pl.LightningModule):
         num_classes = resolve_classes(self.hparams["num_classes"], data, type(self).__name__)
         if self.network is None:
             self._add_network(num_classes)
-        if stage == "fit" and self.trainer.max_steps == -1:
-            loop = self.trainer.fit_loop
-            loop.epoch_loop.max_steps = self.iterations
-            if loop.max_epochs == 1000:  # what Lightning takes where nobody says anything
-                loop.max_epochs = -1
-
-    def on_fit_start(self) -> None:
-        self.fidelity = ""  # until the first batch tells
-        if any(type(m) is nn.SyncBatchNorm and any(m.children()) for m in self.modules()):
-            raise ValueError(
-                f"Expected batch norms alone under sync_batchnorm=True, but those of "
-                f"{self._own().encoder.name} hold activations, which PyTorch's conversion drops: leave "
-                "it out, or take a trunk such as resnet50."
-            )
+        super().setup(stage)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         given = self.hparams
@@ -171,22 +155,12 @@ class Segmentation(pl.LightningModule):
             self._check(images)
         self._normalised(images)
         classes = self._classes(images, target)
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            place = (self.seed, self.trainer.global_step, batch_idx, rank())
-            torch.manual_seed(random.Random(repr(place)).getrandbits(63))
+        with seeded(self.device, self.seed, self.trainer.global_step, batch_idx):
             logits, auxiliary = self._own()(images)
         losses = {"loss_seg": _cross_entropy(logits, classes)}
         if auxiliary is not None:
             losses["loss_aux"] = self.aux_weight * _cross_entropy(auxiliary, classes)
-        loss = torch.stack(list(losses.values())).sum()
-        if not loss.isfinite():
-            raise FloatingPointError(
-                f"Expected a finite loss, but step {self.trainer.global_step} gave {loss.item()} on "
-                f"the images {_numbers(target)}: lower `lr`, or check the encoder's weights."
-            )
-        self.log("loss", loss.detach(), prog_bar=True)
-        self.log_dict({name: value.detach() for name, value in losses.items()})
-        return loss
+        return self.log_losses(losses, _numbers(target))
 
     def _own(self) -> DeepLabV3:
         if self.network is None:
@@ -196,7 +170,7 @@ class Segmentation(pl.LightningModule):
     def _check(self, images: Tensor) -> None:
         """What the first batch tells: crops per step and batch norm, and their range."""
         accumulated, ranks = self.trainer.accumulate_grad_batches, self.trainer.world_size
-        step = len(images) * ranks * accumulated
+        step = self.images_a_step(len(images))
         if step != self.batch:
             raise ValueError(
                 f"Expected {self.batch} crops a step, but {len(images)} in a batch x {ranks} ranks x "
@@ -210,8 +184,7 @@ class Segmentation(pl.LightningModule):
 
     def _normalised(self, images: Tensor) -> int:
         """How many crops of a batch share batch norm; of every batch, since the last may be short."""
-        synced = any(isinstance(m, nn.SyncBatchNorm) for m in self.modules())
-        found = len(images) * (self.trainer.world_size if synced else 1)
+        found = self.images_a_norm(len(images))
         if found < 2:
             raise ValueError(
                 "Expected batch norm to see two crops at least, since the pyramid pools each to one "
@@ -243,24 +216,6 @@ class Segmentation(pl.LightningModule):
             )
         return classes.long()
 
-    def on_train_start(self) -> None:
-        self._last_step = self.trainer.global_step
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        # Lightning validates where the number of batches divides by this; it asks after this hook.
-        step = self.trainer.global_step
-        due = step != self._last_step and step in self.eval_iters
-        self.trainer.val_check_batch, self._last_step = batch_idx + 1 if due else NEVER, step
-
-    def on_train_end(self) -> None:
-        done = self.trainer.global_step
-        if done < self.iterations and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            warnings.warn(
-                f"The fit ended after {done} of {self.iterations} steps, before its schedule did: "
-                "leave max_steps and max_epochs of the Trainer unset, or pass `iterations`.",
-                stacklevel=2,
-            )
-
     # --- Scores
 
     def forward(self, images: Tensor) -> Tensor:
@@ -277,11 +232,7 @@ class Segmentation(pl.LightningModule):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            for name, value in self.scores.compute().items():  # over all ranks, so their mean is it
-                # The metric is on the CPU, where NCCL cannot average.
-                score = value.to(self.device, torch.float32)
-                self.log(f"{self.prefix}_{name}", score, sync_dist=True)
+        self.log_scores(self.scores)
         self.scores.reset()
 
     on_test_epoch_end = on_validation_epoch_end

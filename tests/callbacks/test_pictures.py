@@ -263,3 +263,17 @@ def test_floats_become_pixels():
     assert as_pixels(image.bfloat16()).dtype == torch.uint8
     pixels = torch.randint(256, (3, 2, 5), dtype=torch.uint8)
     assert torch.equal(as_pixels(pixels), pixels)
+
+
+def test_a_trainer_goes_on_with_a_module_that_draws_nothing(tmp_path, trainer_options):
+    """Lightning keeps a module's callbacks in the Trainer."""
+
+    class Plain(pl.LightningModule):
+        def test_step(self, batch, batch_idx):
+            self.log("seen", batch.float().mean())
+
+    _, trainer = run(trainer_options, DataLoader(range(3)))
+    (tmp_path / "squares.png").unlink()
+    (found,) = trainer.test(Plain(), DataLoader(range(3)), verbose=False)
+    assert found == {"seen": 1.0}
+    assert not list(tmp_path.glob("*.png"))

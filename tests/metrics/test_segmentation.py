@@ -88,7 +88,7 @@ def test_sentences(told, true, text):
 
 def test_no_image_is_no_score():
     with pytest.warns(UserWarning, match="before the ``update``"), pytest.raises(
-        RuntimeError, match="Expected images to score"
+        RuntimeError, match="Expected images to evaluate, but no rank"
     ):  # fmt: skip
         SegmentationScores(3).compute()
 
