@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
@@ -34,7 +35,7 @@ class Pictures(pl.Callback):
     Args:
         name: of the file, and of the picture in the logger.
         shown: images in the grid.
-        side: pixels that each is fitted in.
+        side: pixels of each one's longer side.
         columns: of the grid.
     """
 
@@ -61,7 +62,7 @@ class Pictures(pl.Callback):
         wanted = (self.shown if math.isinf(batches) else due) - len(self._drawn)
         if trainer.is_global_zero and wanted > 0:
             task: Draws = pl_module  # type: ignore[assignment]
-            self._drawn += [fitted(d, self.side) for d in task.drawings(batch, outputs, wanted)]
+            self._drawn += [scaled(d, self.side) for d in task.drawings(batch, outputs, wanted)]
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._drawn:
@@ -92,19 +93,31 @@ def keep_picture(trainer: pl.Trainer, name: str, picture: Tensor) -> None:
 
 
 def grid(pictures: Sequence[Tensor], columns: int) -> Tensor:
-    """Pictures of one size in rows, on white: uint8 (3, H, W)."""
-    made: Tensor = make_grid(list(pictures), nrow=columns, padding=4, pad_value=255)
+    """Pictures in rows, each at the top left of its place, on white: uint8 (3, H, W)."""
+    height, width = (max(int(p.shape[d]) for p in pictures) for d in (-2, -1))
+    made: Tensor = make_grid(
+        [on_white(p, height, width) for p in pictures], nrow=columns, padding=4, pad_value=255
+    )
+    return made
+
+
+def on_white(image: Tensor, height: int, width: int) -> Tensor:
+    """The image, uint8 (3, h, w), with white to the right and below."""
+    return F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), value=255)
+
+
+def scaled(image: Tensor, side: int) -> Tensor:
+    """The image, uint8 (3, h, w), with that longer side."""
+    height, width = (int(n) for n in image.shape[-2:])
+    scale = side / max(height, width)
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    made: Tensor = resize(image, size, antialias=True)
     return made
 
 
 def fitted(image: Tensor, side: int) -> Tensor:
-    """The image, uint8 (3, H, W), as large as a square of that side holds, in it on white."""
-    height, width = (int(n) for n in image.shape[-2:])
-    scale = side / max(height, width)
-    size = [max(1, round(height * scale)), max(1, round(width * scale))]
-    canvas = torch.full((3, side, side), 255, dtype=torch.uint8)
-    canvas[:, : size[0], : size[1]] = resize(image, size, antialias=True)
-    return canvas
+    """As large as a square of that side holds, in it on white."""
+    return on_white(scaled(image, side), side, side)
 
 
 def captioned(image: Tensor, text: str, *, right: bool | None = None) -> Tensor:

@@ -52,10 +52,7 @@ def write_report(study: Study) -> Path:
     page = Environment(loader=PackageLoader("goodtransfer.study", "."), autoescape=True)
     html = page.get_template("report.html.j2").render(
         study=study,
-        tables=[
-            (table, _columns(study, table), *_shared(_lines(study, table, results)))
-            for table in tables.values()
-        ],
+        tables=[_printed(study, table, results) for table in tables.values()],
         sentence=_sentence,
         names=HEADINGS,
         curves=_figures(study, results),
@@ -71,10 +68,19 @@ def write_report(study: Study) -> Path:
     return path
 
 
-def _columns(study: Study, table: Table) -> list[str]:
-    """The measured columns: of every kind of transfer that some row of the table has."""
+def _printed(
+    study: Study, table: Table, results: Results
+) -> tuple[Table, list[str], list[Line], Fidelity]:
+    """A table, the columns that some row has a number in, its lines, and what these share."""
+    lines = _lines(study, table, results)
     kinds = {kind for row in table.rows for kind in study.cells_of(table, row, 0)}
-    return [name for kind, t in TRANSFERS.items() if kind in kinds for name in t.columns]
+    columns = [
+        name
+        for kind, transfer in TRANSFERS.items()
+        for name in transfer.columns
+        if kind in kinds and any(name in line.ours or name in line.paper for line in lines)
+    ]
+    return table, columns, *_shared(lines)
 
 
 def _lines(study: Study, table: Table, results: Results) -> list[Line]:

@@ -210,17 +210,17 @@ TRANSFERS = {
         "coco",
         {
             "coco_APbox": "COCO APbox",
-            "coco_APbox50": "APbox50",
-            "coco_APbox75": "APbox75",
+            "coco_APbox50": "AP50",
+            "coco_APbox75": "AP75",
             "coco_APseg": "COCO APseg",
-            "coco_APseg50": "APseg50",
-            "coco_APseg75": "APseg75",
+            "coco_APseg50": "AP50",
+            "coco_APseg75": "AP75",
         },
         "What the detectors found on COCO",
     ),
     "city": Transfer(
         "cityscapes",
-        {"city_mIoU": "Cityscapes mIoU", "city_mAcc": "mAcc", "city_aAcc": "aAcc"},
+        {"city_mIoU": "City mIoU", "city_mAcc": "mAcc", "city_aAcc": "aAcc"},
         "What the segmentation saw",
     ),
     "base": Transfer(

@@ -122,7 +122,7 @@ class Segmentation(StepTask):
         return self._given[0] if self.network is None else self.network.encoder.dilated(32)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [Pictures(f"{self.prefix}_segmentation", side=360, columns=4, shown=4)]
+        return [Pictures(f"{self.prefix}_segmentation", side=540, columns=4, shown=4)]
 
     # --- Set-up
 

@@ -277,3 +277,10 @@ def test_a_trainer_goes_on_with_a_module_that_draws_nothing(tmp_path, trainer_op
     (found,) = trainer.test(Plain(), DataLoader(range(3)), verbose=False)
     assert found == {"seen": 1.0}
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_pictures_of_several_sizes_have_places_of_the_largest():
+    low, high = (torch.zeros(3, *size, dtype=torch.uint8) for size in ((4, 10), (7, 5)))
+    expected = torch.full((3, 7 + 8, 2 * 14 + 4), 255, dtype=torch.uint8)
+    expected[:, 4:8, 4:14], expected[:, 4:11, 18:23] = 0, 0
+    assert torch.equal(grid([low, high], columns=2), expected)

@@ -121,7 +121,7 @@ def test_scores_are_those_of_whole_images(world, trainer_options, tmp_path):
     expected = {f"city_{k}": float(v) for k, v in scores(matrix).items() if v.ndim == 0}
     assert found == pytest.approx(expected, abs=1e-4)
     with Image.open(tmp_path / "city_segmentation.png") as picture:
-        assert picture.size == (3 * 364 + 4, 368)
+        assert picture.size == (3 * 364 + 4, 548)
 
 
 def test_resumed_in_mid_epoch_it_ends_with_the_same_bits(world, trainer_options, tmp_path):
