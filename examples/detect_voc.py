@@ -54,12 +54,15 @@ def main() -> None:
             batch_size=protocol.batch // given.accumulate,
             seed=given.seed,
         )
+        folder = given.out / re.sub(r"[^\w.-]+", "_", spec).strip("._")
+        folder.mkdir(parents=True, exist_ok=True)
         task = Detection(load_encoder(spec), seed=given.seed, **protocol.arguments())
         kept = KeepDetections()
         trainer = pl.Trainer(
             max_epochs=-1,  # the task knows its steps
             accumulate_grad_batches=given.accumulate,
             callbacks=[kept],
+            default_root_dir=folder,
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -67,8 +70,6 @@ def main() -> None:
         )
         trainer.fit(task, data)
         scores = trainer.test(task, data, verbose=False)[0]
-        folder = given.out / re.sub(r"[^\w.-]+", "_", spec).strip("._")
-        folder.mkdir(parents=True, exist_ok=True)
         write_detections(folder, kept.found, task.ap, data)
         (folder / "metrics.json").write_text(json.dumps({**scores, "fidelity": task.fidelity}))
         print(f"{spec}: " + ", ".join(f"{name} {value:.1f}" for name, value in scores.items()))

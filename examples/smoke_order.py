@@ -25,9 +25,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    study = Study.open(
-        args.out, scale="smoke", seeds=args.seeds, tables=["3", "supervised", "floor"]
-    )
+    study = Study.open(args.out, scale="smoke", seeds=args.seeds)
     run_study(study)
 
     images = study.scale.toy["imagenet"]["val"]
@@ -62,7 +60,12 @@ def before_fine_tuning(study: Study) -> float:
     """AP50 of the detector that every row's fine-tuning starts from, on an untrained encoder."""
     data = VOCDetectionDataModule(study.root("voc"), class_names=toy.CLASSES, batch_size=8)
     task = Detection(study.scale.every["encoder"], **study.scale.protocol("voc07").arguments())
-    trainer = pl.Trainer(logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer = pl.Trainer(
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        default_root_dir=study.out / "before",
+    )
     return float(trainer.test(task, data, verbose=False)[0]["voc07_AP50"])
 
 

@@ -34,10 +34,9 @@ from goodtransfer import (
     Segmentation,
     load_encoder,
 )
-from goodtransfer.data.label_maps import IGNORE
 from goodtransfer.data.segmentation import collate
 from goodtransfer.study.scales import SCALES
-from goodtransfer.views.segmentation import SegmentationView
+from goodtransfer.views.segmentation import IGNORE, SegmentationView
 
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # two-sided, n - 1 degrees of freedom
 
@@ -91,7 +90,7 @@ def landmarks(root: Path, encoder: nn.Module, seed: int, out: Path) -> Score:
     """Five points on faces."""
     data = MAFLDataModule(root / "celeba_layout_faces", batch_size=32, size=96, seed=seed)
     trainer = quiet(out, max_epochs=8, limit_val_batches=0)
-    return fitted(trainer, Landmarks(encoder, size=96), data)
+    return fitted(trainer, Landmarks(encoder, size=96, lr=0.1, seed=seed), data)
 
 
 def detection(root: Path, encoder: nn.Module, seed: int, out: Path) -> Score:
