@@ -400,7 +400,7 @@ def test_the_caption_is_the_face_s_error(monkeypatch):
 def test_a_test_leaves_its_picture(trainer_options, tmp_path):
     trainer(trainer_options).test(task(), faces(count=30, batch_size=2), verbose=False)
     picture = np.asarray(Image.open(tmp_path / "landmarks.png"))
-    assert picture.shape == (2 * 124 + 4, 6 * 124 + 4, 3)  # twelve faces
+    assert picture.shape == (2 * 124 + 4, 6 * 110 + 4, 3)  # twelve faces of 106 pixels and a line
     assert ((picture == (0, 220, 0)).all(2)).sum() > 12 * 20
 
 

@@ -246,14 +246,14 @@ def test_pictures_show_what_images_are_taken_for(trainer_options, tmp_path):
     trainer = pl.Trainer(**trainer_options)
     trainer.test(probe, data, verbose=False)
     picture = torch.from_numpy(np.array(Image.open(tmp_path / "linear.png"))).long()
-    assert picture.shape == (4 + 2 * 244, 4 + 3 * 244, 3)
+    assert picture.shape == (4 + 2 * 244, 4 + 3 * 230, 3)
     shown, found = [0, 1, 10, 11, 20, 21], set()  # two of each batch
     images, predicted = Coloured(30, seed=2).images, probe(Coloured(30, seed=2).images).argmax(1)
     for place, number in enumerate(shown):
-        y, x = 4 + place // 3 * 244, 4 + place % 3 * 244
+        y, x = 4 + place // 3 * 244, 4 + place % 3 * 230
         middle = picture[y + 20 : y + 206, x + 20 : x + 206].double().mean((0, 1)) / 255
         assert (middle - images[number][:, 1:7, 1:7].mean((1, 2))).abs().max() < 0.1
-        ink = picture[y + 226 : y + 240, x : x + 240].amin((0, 1))
+        ink = picture[y + 226 : y + 240, x : x + 226].amin((0, 1))
         label = None if number == 0 else number % 3
         right = None if label is None else int(predicted[number]) == label
         assert (bool(ink[1] > ink[0]), bool(ink[0] > ink[1])) == (right is True, right is False)
