@@ -1,4 +1,4 @@
-"""Contrastive losses as pure functions.
+"""InfoNCE against a queue of keys, and Eq. 2 of the paper, streamed over the queue.
 
 Shapes: N = queries, K = keys, C = feature dimension.
 """

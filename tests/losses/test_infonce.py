@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-import goodtransfer.losses as losses_module
+import goodtransfer.losses.infonce as losses_module
 from goodtransfer.losses import info_nce, info_nce_rows
 
 
