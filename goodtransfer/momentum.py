@@ -1,5 +1,6 @@
-"""The two stateful parts of MoCo: the queue of earlier keys and the momentum (EMA) encoder."""
+"""What methods remember: MoCo's queue and momentum (EMA) encoder, InstDisc's memory bank."""
 
+import math
 from typing import Any
 
 import torch
@@ -95,6 +96,61 @@ class KeyQueue(nn.Module):
         resized = KeyQueue(len(self), keys.shape[1])
         resized.enqueue(keys[real], labels[real], indices[real])
         return {prefix + name: value for name, value in resized.state_dict().items()}
+
+
+class MemoryBank(nn.Module):
+    """A feature of every training image, by its number (InstDisc: Wu et al. 2018, Sec. 3.1).
+
+    The rows are a buffer, written in place, so that a checkpoint holds them. They start uniform, and
+    not of unit length, as upstream (zhirongw/lemniscate.pytorch@f7cfe29, lib/NCEAverage.py), from a
+    fixed seed of their own: DDP does not send them, so the ranks must start alike by themselves.
+
+    Args:
+        size: M, the number of images.
+        dim: C, the feature dimension.
+
+    Attributes:
+        rows: (M, C) fp32.
+    """
+
+    rows: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        if size < 1 or dim < 1:
+            raise ValueError(f"Expected `size` and `dim` to be positive, but got {size} and {dim}.")
+        uniform = torch.rand(size, dim, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("rows", (2 * uniform - 1) / math.sqrt(dim / 3))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @torch.no_grad()
+    def update(self, numbers: Tensor, features: Tensor, momentum: float) -> None:
+        """``row = unit(momentum * row + (1 - momentum) * feature)`` of images (B,), features (B, C).
+
+        Of an image that comes twice the last feature counts, and the earlier ones not at all.
+        """
+        # Writing twice to a row would leave either, on an accelerator another on each rank.
+        ordered, order = numbers.sort(stable=True)
+        last = F.pad(ordered[1:] != ordered[:-1], (0, 1), value=True)
+        numbers, features = ordered[last], features[order[last]].to(self.rows)
+        mixed = momentum * self.rows[numbers] + (1 - momentum) * features
+        self.rows[numbers] = F.normalize(mixed, dim=1)
+
+    def checksum(self) -> Tensor:
+        """Float64 (1,): equal on two ranks only if, practically, their rows are equal."""
+        places = torch.linspace(1, 2, len(self), device=self.rows.device, dtype=torch.float64)
+        return (self.rows.sum(1).double() @ places).unsqueeze(0)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + "rows")
+        if saved is not None and len(saved) != len(self):
+            raise ValueError(
+                f"Expected a memory bank of {len(self)} images, but the checkpoint holds one of "
+                f"{len(saved)}: its rows belong to the images it was trained on, so resume with those."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def equal_share(queries: Tensor, keys: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """Optimizers and schedules: per epoch for pretraining, per iteration for dense tasks."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import nn
-from torch.optim import SGD
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 Schedule = Literal["cosine", "step"]
@@ -74,12 +75,7 @@ def sgd(
     Raises:
         ValueError: if the trainer does not know its number of epochs.
     """
-    epochs = trainer.max_epochs
-    if epochs is None or epochs < 1:
-        raise ValueError(
-            f"Expected Trainer(max_epochs=...) of at least 1, since the {schedule} schedule spans "
-            f"it, but got {epochs}. max_steps may end a run earlier, but cannot replace it."
-        )
+    epochs = _epochs(trainer, schedule)
     optimizer = SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
     factor = SCHEDULES[schedule]
     scheduler = LambdaLR(optimizer, lambda epoch: factor(epoch, epochs))
@@ -87,6 +83,148 @@ def sgd(
         "optimizer": optimizer,
         "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"},
     }
+
+
+def _epochs(trainer: pl.Trainer, schedule: str) -> int:
+    epochs = trainer.max_epochs
+    if epochs is None or epochs < 1:
+        raise ValueError(
+            f"Expected Trainer(max_epochs=...) of at least 1, since the {schedule} schedule spans "
+            f"it, but got {epochs}. max_steps may end a run earlier, but cannot replace it."
+        )
+    return epochs
+
+
+class LARS(Optimizer):
+    """SGD whose step is, for every tensor, a share of that tensor's own length (You et al. 2017).
+
+    ``g = grad + decay * w; v = momentum * v + lr * trust * |w| / |g| * g; w = w - v``. Where w or g is
+    0 the ratio is 1. The learning rate is within v, so that a schedule acts on what is added to it
+    and not on what it holds, and the length of the loss or of its gradient does not matter.
+
+    Source: google-research/simclr@0075cc0, lars_optimizer.py, with ``classic_momentum``.
+
+    Args:
+        parameters: tensors or groups of them; :func:`lars_groups` leaves out norms and biases. A
+            group with ``adapt`` False is moved by plain SGD of that momentum.
+        lr: learning rate.
+        momentum: of v.
+        weight_decay: added to the gradient, before its length is taken.
+        trust: share of its own length that a tensor moves in a step, at ``lr`` 1.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+    ) -> None:
+        values = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        super().__init__(parameters, {**values, "adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._step(group)
+        return loss
+
+    def _step(self, group: dict[str, Any]) -> None:
+        """One pass over memory for all tensors of a group, and no value that the CPU waits for."""
+        weights: list[Tensor] = [w for w in group["params"] if w.grad is not None]
+        if not weights:
+            return
+        grads = [w.grad for w in weights if w.grad is not None]
+        if group["weight_decay"]:
+            grads = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
+        rates: Any = group["lr"]
+        if group["adapt"]:
+            rates = (rates * _ratios(weights, grads, group["trust"])).unbind()
+        for w in weights:
+            if "velocity" not in self.state[w]:
+                self.state[w]["velocity"] = torch.zeros_like(w)
+        velocities = [self.state[w]["velocity"] for w in weights]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, torch._foreach_mul(grads, rates))
+        torch._foreach_sub_(weights, velocities)
+
+
+def _ratios(weights: list[Tensor], grads: list[Tensor], trust: float) -> Tensor:
+    """``trust * |w| / |g|`` of each tensor, and 1 where either is 0."""
+    w, g = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, grads))
+    return torch.where((w > 0) & (g > 0), trust * w / g, 1.0)
+
+
+def lars_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for :class:`LARS`: norms and biases neither decay nor adapt.
+
+    Upstream tells them by name ("batch_normalization", "bias"); they are the vectors.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
+    ]
+
+
+def warmup_cosine(iteration: int, iterations: int, warmup: int) -> float:
+    """Factor on the learning rate in ``iteration`` (from 0): from 0 up in a line, then a cosine to 0.
+
+    The first step moves nothing. Source: google-research/simclr@0075cc0, model_util.py,
+    ``learning_rate_schedule``.
+    """
+    if iteration < warmup:
+        return iteration / warmup
+    return cosine(iteration - warmup, iterations - warmup)
+
+
+def lars(
+    parameters: Iterable[nn.Parameter],
+    trainer: pl.Trainer,
+    *,
+    lr: float,
+    weight_decay: float,
+    warmup_epochs: int,
+    momentum: float = 0.9,
+) -> OptimizerLRScheduler:
+    """LARS with a warm-up and a cosine, per iteration, over ``trainer.max_epochs``.
+
+    Raises:
+        ValueError: if the trainer does not know its number of epochs, or they all are warm-up.
+    """
+    epochs = _epochs(trainer, "cosine")
+    if not 0 <= warmup_epochs < epochs:
+        raise ValueError(
+            f"Expected `warmup_epochs` of at least 0 and below the {epochs} of Trainer(max_epochs="
+            f"...), but got {warmup_epochs}."
+        )
+    each = _steps_an_epoch(trainer)
+    optimizer = LARS(lars_groups(parameters, weight_decay), lr, momentum=momentum)
+    scheduler = LambdaLR(
+        optimizer, lambda iteration: warmup_cosine(iteration, epochs * each, warmup_epochs * each)
+    )
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+    }
+
+
+def _steps_an_epoch(trainer: pl.Trainer) -> int:
+    """Optimizer steps; the last batches of an epoch make one even where they are too few."""
+    _ = trainer.estimated_stepping_batches  # has the loader made, so that its length is known
+    batches = trainer.num_training_batches
+    if math.isinf(batches):
+        raise ValueError(
+            "Expected a training loader with a length, since the warm-up spans epochs, but this one "
+            "has none: pass Trainer(limit_train_batches=...)."
+        )
+    return math.ceil(batches / trainer.accumulate_grad_batches)
 
 
 def poly(iteration: int, iterations: int, power: float = 0.9, floor: float = 0.0) -> float:

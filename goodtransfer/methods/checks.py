@@ -5,12 +5,12 @@ from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from goodtransfer.distributed import gather, world_size
 from goodtransfer.encoders import Encoder
-from goodtransfer.momentum import KeyQueue
+from goodtransfer.momentum import KeyQueue, MemoryBank
 from goodtransfer.views import as_batch, check_range
 
 
@@ -62,6 +62,32 @@ def check_batch(
         )
 
 
+def check_index(method: pl.LightningModule, index: Tensor | None, images: int) -> None:
+    """Refuse batches whose images have no row in a memory bank of ``images``."""
+    name = type(method).__name__
+    if index is None:
+        raise ValueError(
+            f"Expected image indices for {name}, whose memory bank has a row for each image, but the "
+            "loader gives none: batches are ((view,), label, index)."
+        )
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= images:
+        raise ValueError(
+            f"Expected image indices from 0 to {images - 1} for {name}, but the loader gives {low} to "
+            f"{high}: pass num_images=..., the number of images in the data set."
+        )
+
+
+def check_image_count(method: pl.LightningModule, images: int) -> None:
+    """Refuse a data set with more images than a memory bank of ``images`` has rows."""
+    found = _image_count(method.trainer)
+    if found is not None and found > images:
+        raise ValueError(
+            f"Expected at most {images:,} images, the rows of the memory bank, but the training set "
+            f"has {found:,}: pass {type(method).__name__}(num_images={found})."
+        )
+
+
 def refuse_sync_batch_norm(method: pl.LightningModule) -> None:
     """SyncBN over all ranks gives a query and its key the same statistics again."""
     # Lightning converts under DDP only; the flag, which it keeps here, is refused wherever it is set.
@@ -93,6 +119,22 @@ def warn_of_one_bn_group(method: Any) -> None:
         )
 
 
+def warn_of_local_batch_norm(method: pl.LightningModule) -> None:
+    """Warn when the statistics of its rank tell a view's partner from the other ranks' views."""
+    local = [
+        m
+        for m in method.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, nn.SyncBatchNorm)
+    ]
+    if local and world_size() > 1:
+        warnings.warn(
+            f"Expected batch norm over all {world_size()} ranks, as {type(method).__name__} has it, but "
+            "that of each rank is its own, which helps to tell a positive from negatives of other "
+            "ranks: use Trainer(sync_batchnorm=True).",
+            stacklevel=2,
+        )
+
+
 def warn_of_own_images(method: Any) -> None:
     """Warn when the queue is as large as the data set: an image then meets its own old keys."""
     images = _image_count(method.trainer)
@@ -109,14 +151,26 @@ def warn_of_own_images(method: Any) -> None:
     )
 
 
-def check_equal_on_all_ranks(queue: KeyQueue) -> None:
-    """The queue is never synchronised, so it must be equal at the start and after a resume."""
+def warn_of_small_bank(method: Any) -> None:
+    """Warn when NCE draws as many negatives as there are rows, which the softmax takes once each."""
+    rows = len(method.bank)
+    if method.loss == "nce" and method.negatives >= rows:
+        warnings.warn(
+            f"NCE draws {method.negatives:,} negatives from a memory bank of {rows:,} rows, where it "
+            "costs more than all of them and tends to collapse: use loss='softmax'.",
+            stacklevel=2,
+        )
+
+
+def check_equal_on_all_ranks(memory: KeyQueue | MemoryBank) -> None:
+    """The memory is never synchronised, so it must be equal at the start and after a resume."""
     if world_size() == 1:
         return
-    sums, _ = gather(queue.checksum().unsqueeze(0))
+    sums, _ = gather(memory.checksum().unsqueeze(0))
     if not torch.equal(sums, sums[:1].expand_as(sums)):
+        name = {KeyQueue: "queue", MemoryBank: "memory bank"}[type(memory)]
         raise RuntimeError(
-            "Expected the same queue on all ranks, but their checksums differ: resume every rank "
+            f"Expected the same {name} on all ranks, but their checksums differ: resume every rank "
             "from the same checkpoint."
         )
 

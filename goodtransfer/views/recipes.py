@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, Protocol
@@ -287,6 +288,14 @@ def moco_v2(size: int = 224, *, scale: Scale = 0.2) -> Recipe:
     return Recipe("moco_v2", 2, _rung(5, size, scale))
 
 
+def instdisc(size: int = 224, *, scale: Scale = 0.2) -> Recipe:
+    """One view by MoCo v1's steps, which are those of InstDisc (protocol 1.7).
+
+    Source: zhirongw/lemniscate.pytorch@f7cfe29, main.py.
+    """
+    return Recipe("instdisc", 1, moco_v1(size, scale=scale).steps)
+
+
 def supervised(size: int = 224, *, scale: Scale = 0.08) -> Recipe:
     """One view by MoCo v2's steps with a crop scale from 0.08 (Table 1, footnote 1)."""
     return Recipe("supervised", 1, _rung(5, size, scale))
@@ -322,7 +331,8 @@ def ladder(rung: str | int, size: int = 224, *, scale: Scale = 0.2, count: int =
         raise ValueError(
             f"Expected a rung of Table 1, {', '.join(RUNGS)} or 1 to 5, but got {rung!r}."
         )
-    return Recipe(f"ladder_{RUNGS[names[rung] - 1]}", count, _rung(names[rung], size, scale))
+    kind, last = "supervised" if count == 1 else "ladder", RUNGS[names[rung] - 1]
+    return Recipe(f"{kind}_{last}", count, _rung(names[rung], size, scale))
 
 
 def linear(size: int = 224, *, scale: Scale = 0.08) -> Recipe:
@@ -338,11 +348,13 @@ def center(size: int = 224) -> Recipe:
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "moco_v1": moco_v1,
     "moco_v2": moco_v2,
+    "instdisc": instdisc,
     "supervised": supervised,
     "simclr": simclr,
     "linear": linear,
     "center": center,
-    **{f"ladder_{rung}": lambda size, rung=rung, **kw: ladder(rung, size, **kw) for rung in RUNGS},
+    **{f"ladder_{rung}": partial(ladder, rung) for rung in RUNGS},
+    **{f"supervised_{rung}": partial(ladder, rung, scale=0.08, count=1) for rung in RUNGS},
 }
 
 

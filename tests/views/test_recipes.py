@@ -113,6 +113,10 @@ def literal_moco_v2(coins, h, w, low=0.2):
     )
 
 
+def literal_instdisc(coins, h, w):
+    return literal_moco_v1(coins, h, w)
+
+
 def literal_supervised(coins, h, w):
     return literal_moco_v2(coins, h, w, low=0.08)
 
@@ -164,6 +168,34 @@ def literal_ladder_gray(coins, h, w):
 literal_ladder_blur = literal_moco_v2
 
 
+def literal_supervised_flip(coins, h, w):
+    return literal_ladder_flip(coins, h, w)
+
+
+def literal_supervised_crop(coins, h, w):
+    return crop(coins, h, w, 0.08) + flip(coins)
+
+
+def literal_supervised_jitter(coins, h, w):
+    return (
+        crop(coins, h, w, 0.08)
+        + maybe(coins, 0.8, lambda: jitter(coins, 0.4, 0.4, 0.4, 0.1))
+        + flip(coins)
+    )
+
+
+def literal_supervised_gray(coins, h, w):
+    return (
+        crop(coins, h, w, 0.08)
+        + maybe(coins, 0.8, lambda: jitter(coins, 0.4, 0.4, 0.4, 0.1))
+        + gray(coins)
+        + flip(coins)
+    )
+
+
+literal_supervised_blur = literal_supervised
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_draws_the_steps_written_out(name):
     made, literal = recipe(name, SIZE), globals()[f"literal_{name}"]
@@ -188,9 +220,10 @@ def test_pixels_follow_what_is_drawn():
 
 def test_names_and_counts():
     counts = dict.fromkeys(("moco_v1", "moco_v2", "simclr"), 2)
-    counts |= dict.fromkeys(("supervised", "linear", "center"), 1)
+    counts |= dict.fromkeys(("instdisc", "supervised", "linear", "center"), 1)
     assert all(RECIPES[name] is getattr(views, name) for name in counts)
     counts |= {f"ladder_{rung}": 2 for rung in RUNGS}
+    counts |= {f"supervised_{rung}": 1 for rung in RUNGS}
     assert {name: recipe(name, SIZE).count for name in RECIPES} == counts
     assert {recipe(name, SIZE).name for name in RECIPES} == set(counts)
     assert [len(recipe(n, SIZE)(photo())) for n in counts] == list(counts.values())
