@@ -1,8 +1,21 @@
-"""Callbacks that watch a method while it trains, and show what a task predicts."""
+"""Callbacks that watch a method while it trains, keep encoders, and show what a task predicts."""
 
+from goodtransfer.callbacks.bn_leak import BNLeak, bn_leak
 from goodtransfer.callbacks.frozen import FrozenCheck
+from goodtransfer.callbacks.keep import KeepEncoders
 from goodtransfer.callbacks.knn import OnlineKNN, knn_predict
 from goodtransfer.callbacks.pictures import Pictures
 from goodtransfer.callbacks.probe import OnlineProbe
+from goodtransfer.callbacks.queue_health import QueueHealth
 
-__all__ = ["FrozenCheck", "OnlineKNN", "OnlineProbe", "Pictures", "knn_predict"]
+__all__ = [
+    "BNLeak",
+    "FrozenCheck",
+    "KeepEncoders",
+    "OnlineKNN",
+    "OnlineProbe",
+    "Pictures",
+    "QueueHealth",
+    "bn_leak",
+    "knn_predict",
+]

@@ -17,19 +17,29 @@ from goodtransfer.distributed import encode_shuffled, gather, split_batch_norm
 from goodtransfer.encoders import Encoder, pooled
 from goodtransfer.losses import full_precision, info_nce_rows
 from goodtransfer.methods import checks
-from goodtransfer.momentum import KeyQueue, ema_update, equal_share
+from goodtransfer.momentum import NO_LABEL, KeyQueue, ema_update, equal_share
 from goodtransfer.optim import Schedule, sgd
 from goodtransfer.views import as_batch
 from goodtransfer.weights import describe_input, load_encoder, restore_input
 
 Exclude = Literal["none", "image", "label"]
 Unfilled = Literal["noise", "masked"]
+BNGroups = int | Literal["auto"]
 
 
-class _Keys(NamedTuple):
+class Keys(NamedTuple):
     """What one forward adds to the queue: of all ranks, rank-major."""
 
     keys: Tensor
+    labels: Tensor | None
+    indices: Tensor | None
+
+
+class Contrast(NamedTuple):
+    """What one forward compares with the queue: of this rank, without gradient."""
+
+    queries: Tensor
+    positives: Tensor
     labels: Tensor | None
     indices: Tensor | None
 
@@ -69,6 +79,11 @@ class MoCo(pl.LightningModule):
     and, as shares of all query-key pairs, ``filtered`` (left out by ``exclude``) and ``own_image``
     (negatives that are the query's own image, from an earlier step; needs indices).
 
+    Attributes:
+        queue: the keys of earlier steps, also while the loss and its gradient are computed.
+        contrast: what the last forward compared with them, for callbacks.
+        held: what the step under way will add to the queue, a part for each forward.
+
     Raises:
         ValueError: before the first step, for arguments, batches or trainers that cannot work.
     """
@@ -84,7 +99,7 @@ class MoCo(pl.LightningModule):
         mlp: bool = True,
         exclude: Exclude = "none",
         unfilled: Unfilled = "noise",
-        bn_groups: int | Literal["auto"] = "auto",
+        bn_groups: BNGroups = "auto",
         lr: float = 0.03,
         weight_decay: float = 1e-4,
         schedule: Schedule = "cosine",
@@ -116,27 +131,21 @@ class MoCo(pl.LightningModule):
         self._ddp_params_and_buffers_to_ignore = [
             f"queue.{n}" for n, _ in self.queue.named_buffers()
         ]
-        self._held: list[_Keys] = []
+        self.contrast: Contrast | None = None
+        self.held: list[Keys] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         (query_view, key_view), label, index = as_batch(batch)
         features, queries = self._encode_queries(query_view)
         keys, own = self._encode_keys(key_view, batch_idx)
-        same = {"none": None, "image": index, "label": label}[self.exclude]
-        queue_keys, queue_same = self._negatives()
-        losses, won = info_nce_rows(
-            queries,
-            keys[own],
-            queue_keys,
-            temperature=self.temperature,
-            query_labels=same,
-            key_labels=None if same is None else queue_same,
-        )
+        losses, won = self._against_queue(queries, keys[own], label, index)
         loss = losses.mean()
-        self._held.append(_Keys(keys, _gathered(label), _gathered(index)))
+        self.contrast = Contrast(queries.detach(), keys[own], label, index)
+        self.held.append(Keys(keys, _gathered(label), _gathered(index)))
         every = max(1, getattr(self.trainer, "log_every_n_steps", 1))
         if (self.trainer.global_step + 1) % every == 0:  # the steps whose values Lightning writes
-            self._log_queue(label, index, queue_keys)
+            self.log_dict(self.queue_shares(label, index))
+            self.log("queue_fill", self.queue.filled / len(self.queue))
         self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
         self.log("loss", loss.detach(), prog_bar=True)
         self.log("pretext_acc", 100 * won.float().mean(), prog_bar=True)
@@ -146,43 +155,107 @@ class MoCo(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)  # runs training_step and backward, then steps
         ema_update(self.encoder, self.key_encoder, self.momentum)
         ema_update(self.head, self.key_head, self.momentum)
-        for keys in self._held:
+        for keys in self.held:
             self.queue.enqueue(*keys)
-        self._held.clear()
+        self.held.clear()
 
-    def _encode_queries(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_queries(
+        self, images: Tensor, bn_groups: BNGroups | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Pooled features (N, F) and unit queries (N, C)."""
-        with split_batch_norm(count_bn_groups(len(images), self.bn_groups)):
+        with split_batch_norm(count_bn_groups(len(images), bn_groups or self.bn_groups)):
             features = pooled(self.encoder, images)
         return features, _unit(self.head(features))
 
-    def _encode_keys(self, images: Tensor, batch_idx: int) -> tuple[Tensor, slice]:
-        """Unit keys of all ranks, and the slice of this rank's; no gradient, shuffled BN."""
+    @torch.no_grad()
+    def _encode_keys(
+        self,
+        images: Tensor,
+        batch_idx: int,
+        bn_groups: BNGroups | None = None,
+        *,
+        shuffle: bool = True,
+    ) -> tuple[Tensor, slice]:
+        """Unit keys of all ranks, and the slice of this rank's; no gradient, shuffled BN.
+
+        Without ``shuffle`` those of this rank alone, each beside the images its query was beside.
+        """
 
         def encode(images: Tensor) -> Tensor:
-            with split_batch_norm(count_bn_groups(len(images), self.bn_groups)):
+            with split_batch_norm(count_bn_groups(len(images), bn_groups or self.bn_groups)):
                 return _unit(self.key_head(pooled(self.key_encoder, images)))
 
-        seed = (self.trainer.global_step << 20) + batch_idx  # the same after a resume, on all ranks
+        if not shuffle:
+            return encode(images), slice(None)
+        seed = (self.global_step << 20) + batch_idx  # the same after a resume, on all ranks
         return encode_shuffled(encode, images, seed=seed)
 
-    def _negatives(self) -> tuple[Tensor, Tensor]:
-        """The queue's keys, and what ``exclude`` compares of them."""
-        same = self.queue.indices if self.exclude == "image" else self.queue.labels
-        if self.unfilled == "noise":
-            return self.queue.keys, same
-        filled = int(self.queue.filled)
-        return self.queue.keys[:filled], same[:filled]
+    def _against_queue(
+        self, queries: Tensor, positives: Tensor, label: Tensor | None, index: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses (N,), and whether the positive has the largest logit, bool (N,)."""
+        keys, query_same, key_same = self.negatives(label, index)
+        return info_nce_rows(
+            queries,
+            positives,
+            keys,
+            temperature=self.temperature,
+            query_labels=query_same,
+            key_labels=key_same,
+        )
 
-    def _log_queue(self, label: Tensor | None, index: Tensor | None, keys: Tensor) -> None:
-        labels, indices = self.queue.labels[: len(keys)], self.queue.indices[: len(keys)]
-        zero = torch.zeros((), device=self.device)
+    def negatives(
+        self, label: Tensor | None, index: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The queue's keys, and what ``exclude`` compares of queries and keys (None: nothing)."""
+        keys, labels, indices = self._queued()
+        return {
+            "none": (keys, None, None),
+            "image": (keys, index, indices),
+            "label": (keys, label, labels),
+        }[self.exclude]
+
+    def queue_shares(self, label: Tensor | None, index: Tensor | None) -> dict[str, Tensor]:
+        """``filtered`` and ``own_image``, as shares of all pairs of these images with the keys."""
+        keys, labels, indices = self._queued()
+        zero = torch.zeros((), device=keys.device)
         own_image = zero if index is None else equal_share(index, indices)
-        same_label = zero if label is None else equal_share(label, labels)
-        filtered = {"none": zero, "image": own_image, "label": same_label}[self.exclude]
-        self.log("filtered", filtered)
-        self.log("own_image", own_image if self.exclude == "none" else zero)
-        self.log("queue_fill", self.queue.filled / len(self.queue))
+        if self.exclude == "image":
+            return {"filtered": own_image, "own_image": zero}
+        if self.exclude == "none" or label is None:
+            return {"filtered": zero, "own_image": own_image}
+        if index is not None:  # a labelled image's own keys have its label, hence are left out
+            own_image = equal_share(torch.where(label < 0, index, NO_LABEL), indices)
+        return {"filtered": equal_share(label, labels), "own_image": own_image}
+
+    def _queued(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, labels and indices of the slots that the loss reads."""
+        slots = None if self.unfilled == "noise" else int(self.queue.filled)
+        return self.queue.keys[:slots], self.queue.labels[:slots], self.queue.indices[:slots]
+
+    @torch.no_grad()
+    def pretext(
+        self,
+        batch: Any,
+        batch_idx: int = 0,
+        *,
+        bn_groups: BNGroups | None = None,
+        shuffle: bool = True,
+    ) -> Tensor:
+        """Whether the positive has the largest logit, bool (N,), as in a training step.
+
+        Like a step in training mode it moves BN statistics, but nothing else.
+
+        Args:
+            batch: of this rank.
+            batch_idx: with the step, the seed of the permutation.
+            bn_groups: other groups than those the method trains with.
+            shuffle: without it a query and its key share their BN statistics.
+        """
+        (query_view, key_view), label, index = as_batch(batch)
+        _, queries = self._encode_queries(query_view, bn_groups)
+        keys, own = self._encode_keys(key_view, batch_idx, bn_groups, shuffle=shuffle)
+        return self._against_queue(queries, keys[own], label, index)[1]
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         """Features for the callbacks that probe the encoder; changes nothing here."""
@@ -207,7 +280,7 @@ class MoCo(pl.LightningModule):
         checks.warn_of_one_bn_group(self)
         checks.warn_of_own_images(self)
         checks.check_equal_on_all_ranks(self.queue)
-        self._held.clear()
+        self.held.clear()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
@@ -239,7 +312,7 @@ class MoCoV1(MoCo):
         mlp: bool = False,
         exclude: Exclude = "none",
         unfilled: Unfilled = "noise",
-        bn_groups: int | Literal["auto"] = "auto",
+        bn_groups: BNGroups = "auto",
         lr: float = 0.03,
         weight_decay: float = 1e-4,
         schedule: Schedule = "step",
