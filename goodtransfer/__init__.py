@@ -10,7 +10,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from goodtransfer.callbacks import OnlineKNN, OnlineProbe, Pictures
+    from goodtransfer.analysis import (
+        LPIPS,
+        Diagnosis,
+        Gallery,
+        GroundTruth,
+        Inversion,
+        diagnose,
+        invert,
+        read_detections,
+        win_rate,
+    )
+    from goodtransfer.callbacks import (
+        BNLeak,
+        KeepEncoders,
+        OnlineKNN,
+        OnlineProbe,
+        Pictures,
+        QueueHealth,
+        bn_leak,
+    )
     from goodtransfer.data import (
         CelebADataModule,
         CityscapesDataModule,
@@ -25,15 +44,15 @@ if TYPE_CHECKING:
         SYNTHIASegmentationDataModule,
         VOCDetectionDataModule,
     )
-    from goodtransfer.losses import info_nce
-    from goodtransfer.methods import ExemplarMoCo, MoCoV1, MoCoV2, SupervisedCE
+    from goodtransfer.losses import info_nce, nce, nt_xent
+    from goodtransfer.methods import ExemplarMoCo, InstDisc, MoCoV1, MoCoV2, SimCLR, SupervisedCE
     from goodtransfer.metrics import (
         COCODetectionAP,
         LandmarkError,
         SegmentationScores,
         VOCDetectionAP,
     )
-    from goodtransfer.momentum import KeyQueue
+    from goodtransfer.momentum import KeyQueue, MemoryBank
     from goodtransfer.transfer import (
         COCODetection,
         Detection,
@@ -47,6 +66,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "bn_leak": "callbacks",
+    "BNLeak": "callbacks",
     "CelebADataModule": "data",
     "CityscapesDataModule": "data",
     "COCODataModule": "data",
@@ -54,32 +75,48 @@ _HOME = {
     "COCODetectionAP": "metrics",
     "COCODetectionDataModule": "data",
     "Detection": "transfer",
+    "diagnose": "analysis",
+    "Diagnosis": "analysis",
     "ExemplarMoCo": "methods",
     "FewShot": "transfer",
+    "Gallery": "analysis",
+    "GroundTruth": "analysis",
     "ImageFolderDataModule": "data",
     "ImageNetDataModule": "data",
     "info_nce": "losses",
+    "InstDisc": "methods",
+    "Inversion": "analysis",
+    "invert": "analysis",
+    "KeepEncoders": "callbacks",
     "KeyQueue": "momentum",
     "LandmarkError": "metrics",
     "Landmarks": "transfer",
     "LinearProbe": "transfer",
     "load_encoder": "weights",
+    "LPIPS": "analysis",
     "MAFLDataModule": "data",
+    "MemoryBank": "momentum",
     "MiniImageNetDataModule": "data",
     "MoCoV1": "methods",
     "MoCoV2": "methods",
+    "nce": "losses",
+    "nt_xent": "losses",
     "OnlineKNN": "callbacks",
     "OnlineProbe": "callbacks",
     "Pictures": "callbacks",
     "PlacesDataModule": "data",
+    "QueueHealth": "callbacks",
+    "read_detections": "analysis",
     "save_encoder": "weights",
     "Segmentation": "transfer",
     "SegmentationScores": "metrics",
+    "SimCLR": "methods",
     "SupervisedCE": "methods",
     "SYNTHIADataModule": "data",
     "SYNTHIASegmentationDataModule": "data",
     "VOCDetectionAP": "metrics",
     "VOCDetectionDataModule": "data",
+    "win_rate": "analysis",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of use
@@ -87,6 +124,8 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "MoCoV1",
     "MoCoV2",
     "ExemplarMoCo",
+    "InstDisc",
+    "SimCLR",
     "ImageNetDataModule",
     "ImageFolderDataModule",
     "PlacesDataModule",
@@ -111,9 +150,25 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "LandmarkError",
     "OnlineProbe",
     "OnlineKNN",
+    "QueueHealth",
+    "BNLeak",
+    "bn_leak",
+    "KeepEncoders",
     "Pictures",
+    "diagnose",
+    "Diagnosis",
+    "GroundTruth",
+    "read_detections",
+    "invert",
+    "Inversion",
+    "Gallery",
+    "LPIPS",
+    "win_rate",
     "info_nce",
+    "nt_xent",
+    "nce",
     "KeyQueue",
+    "MemoryBank",
     "load_encoder",
     "save_encoder",
 ]

@@ -21,12 +21,13 @@ LEAVES = {
 MAY_IMPORT = LEAVES | {
     "views": set(),
     "weights": {"encoders"},
-    "callbacks": {"momentum", "distributed"},
+    "callbacks": {"momentum", "distributed", "weights"},
     "methods": {"losses", "momentum", "distributed", "optim", "encoders", "weights", "views"},
     "data": {"distributed", "views"},
     "transfer": {
         "losses", "distributed", "encoders", "weights", "views", "optim", "callbacks", "metrics",
     },
+    "analysis": {"encoders", "weights", "metrics"},
 }  # fmt: skip
 EVERYTHING = {"study", "cli"}  # may import all, and nothing imports them
 

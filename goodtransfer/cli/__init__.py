@@ -7,7 +7,8 @@ import difflib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import goodtransfer
 
@@ -21,6 +22,8 @@ Pretrain an encoder by cross-entropy, MoCo or Exemplar, and measure how it trans
   test       score a checkpoint on the test images
   predict    run a checkpoint over the images of a data module of your own
   data       check a download, look at it, draw the toy world
+  diagnose   tell where detections fail: localization, similar classes, background
+  invert     see what an encoder's features remember of an image
   study      run rows of the paper's tables and lay them out beside its numbers
 
 One command of each; DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg:
@@ -33,13 +36,17 @@ One command of each; DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg:
       --ckpt_path=FILE.ckpt
   goodtransfer predict --model=SupervisedCE --data=my_package.MyDataModule --ckpt_path=FILE.ckpt
   goodtransfer data check DIR --dataset imagenet
+  goodtransfer diagnose DETECTIONS --gt ANNOTATIONS --out FOLDER
+  goodtransfer invert --encoders resnet50 FILE.safetensors --images PHOTO.jpg --out FOLDER
   goodtransfer study run --scale smoke --out smoke
 
 Read on: `goodtransfer VERB --help`, `goodtransfer fit --model.help=ExemplarMoCo`, README.md.
 `goodtransfer --version` prints the version. GOODTRANSFER_TRACEBACK=1 shows where an error arose.
 """
 
-_VERBS = ("fit", "validate", "test", "predict", "data", "study")
+_OF_LIGHTNING = ("fit", "validate", "test", "predict")
+# Each a file of this folder.
+_VERBS = (*_OF_LIGHTNING, "data", "diagnose", "invert", "study")
 # What these packages raise of these types is about arguments, files and machines.
 _SPEAKERS = {"goodtransfer", "pytorch_lightning", "lightning_fabric"}
 _SPOKEN = (ValueError, OSError, ModuleNotFoundError)
@@ -74,14 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def _run(verb: str, rest: list[str]) -> int | None:
-    if verb == "study":
-        from goodtransfer.cli import study
-
-        return study.main(rest)
-    if verb == "data":
-        from goodtransfer.cli import data
-
-        return data.main(rest)
+    if verb not in _OF_LIGHTNING:
+        main: Callable[[Sequence[str]], int] = import_module(f"goodtransfer.cli.{verb}").main
+        return main(rest)
     try:
         from goodtransfer.cli import fit
     except ModuleNotFoundError as error:

@@ -38,8 +38,8 @@ def test_an_unknown_verb_is_one_sentence(word, hint, capsys):
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err == (
-        "goodtransfer: error: Expected a verb among fit, validate, test, predict, data, study, "
-        f"but got {word!r}: {hint}\n"
+        "goodtransfer: error: Expected a verb among fit, validate, test, predict, data, diagnose, "
+        f"invert, study, but got {word!r}: {hint}\n"
     )
 
 

@@ -1,0 +1,271 @@
+"""Detections and ground truth from files: the study's, COCO's and VOC's."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from goodtransfer.analysis.detections import (
+    GroundTruth,
+    checked,
+    voc_pixels,
+)
+from goodtransfer.metrics.voc import Detections, Ints, Objects
+
+FORMATS = (
+    "a `detections.safetensors` of the study, COCO's results as .json, or a folder of VOC's "
+    "`comp4_det_test_CLASS.txt`"
+)
+
+
+def read_detections(path: Path, truth: GroundTruth) -> Detections:
+    """Detections of any of the three formats, of images and classes of ``truth``.
+
+    Scores and boxes are taken as they stand: in VOC's text they are rounded, in the others not.
+
+    Args:
+        path: a ``detections.safetensors`` that the study wrote; COCO's results as ``.json``; or a
+            folder with VOC's ``comp4_det_test_CLASS.txt`` for each class.
+        truth: the ground truth.
+
+    Raises:
+        FileNotFoundError: for a missing file, also that of one class.
+        ValueError: for what cannot be read or is impossible; the message names file and value.
+    """
+    if path.is_dir():
+        return _read_voc(path, truth)
+    readers = {".json": _read_coco_results, ".safetensors": _read_safetensors}
+    if path.suffix not in readers or not path.is_file():
+        raise FileNotFoundError(f"Expected {FORMATS} at {path}, but found none: correct the path.")
+    return readers[path.suffix](path, truth)
+
+
+def class_names_in(path: Path) -> tuple[str, ...]:
+    """The classes that a ``detections.safetensors`` of the study names; none for other formats."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return ()
+    return tuple(_header(path)["class_names"])
+
+
+def read_coco(path: Path) -> GroundTruth:
+    """COCO's ground truth from an ``instances`` file; a crowd need not be found.
+
+    Images are named by their number. Classes are in the order of their numbers.
+
+    Raises:
+        FileNotFoundError: for a missing file.
+        ValueError: for what cannot be read or is impossible; the message names the entry.
+    """
+    content = _json(path)
+    lists = content if isinstance(content, Mapping) else {}
+    images = _entries(lists.get("images"), "image", path, lambda e: (int(e["id"]), *_size(e)))
+    parsed = _entries(
+        lists.get("categories"), "category", path, lambda e: (int(e["id"]), str(e["name"]))
+    )
+    categories = sorted(parsed)
+    places = {number: place for place, (number, *_) in enumerate(images)}
+    labels = {number: label for label, (number, _) in enumerate(categories)}
+    rows = _entries(
+        lists.get("annotations"),
+        "annotation",
+        path,
+        lambda e: (*_placed(e, places, labels), bool(e.get("iscrowd", 0))),
+    )
+    image, label, boxes, crowd = _columns(rows, 4)
+    objects = Objects(
+        np.array(image, np.int64),
+        np.array(label, np.int64),
+        voc_pixels(boxes),
+        np.array(crowd, np.bool_),
+    )
+    sizes = np.array([size for _, *size in images], np.int64).reshape(-1, 2)
+    return GroundTruth(
+        tuple(name for _, name in categories),
+        tuple(str(number) for number, *_ in images),
+        objects,
+        sizes if (sizes > 0).all() else None,
+        tuple(number for number, _ in categories),
+    )
+
+
+def _read_coco_results(path: Path, truth: GroundTruth) -> Detections:
+    places = {int(name): place for place, name in enumerate(truth.images) if truth.category_ids}
+    labels = {number: label for label, number in enumerate(truth.category_ids)}
+    if not labels:
+        raise ValueError(
+            f"Expected COCO's ground truth as .json with COCO's results {path}, but got a folder: "
+            "a result has the number of its class, which only that file explains."
+        )
+    rows = _entries(
+        _json(path), "result", path, lambda e: (*_placed(e, places, labels), *_finite(e["score"]))
+    )
+    image, label, boxes, scores = _columns(rows, 4)
+    found = Detections(
+        np.array(image, np.int64),
+        np.array(label, np.int64),
+        np.array(scores, np.float64),
+        voc_pixels(boxes),
+    )
+    return checked(found, truth, lambda row: f"result number {row} of {path}")
+
+
+def _placed(
+    entry: Any, places: Mapping[int, int], labels: Mapping[int, int]
+) -> tuple[int, int, list[float]]:
+    for key, known in (("image_id", places), ("category_id", labels)):
+        if entry[key] not in known:
+            raise ValueError(f"the ground truth has no {key} {entry[key]!r}")
+    x, y, width, height = _finite(*entry["bbox"])
+    if min(width, height) < 0:
+        raise ValueError("a bbox is x, y, width, height")
+    return places[entry["image_id"]], labels[entry["category_id"]], [x, y, x + width, y + height]
+
+
+def _finite(*numbers: Any) -> list[float]:
+    floats = [float(number) for number in numbers]
+    if not all(map(math.isfinite, floats)):
+        raise ValueError(f"{floats} is not finite")
+    return floats
+
+
+def _size(entry: Any) -> tuple[int, int]:
+    return int(entry.get("width", 0)), int(entry.get("height", 0))
+
+
+def _entries(entries: Any, what: str, path: Path, parse: Callable[[Any], Any]) -> list[Any]:
+    if not isinstance(entries, list):
+        raise ValueError(
+            f"Expected a list with each {what} in {path}, but found {entries!r:.100}: pass what "
+            "COCO's `instances` files have as --gt, and a list of results."
+        )
+    parsed = []
+    for number, entry in enumerate(entries):
+        try:
+            parsed.append(parse(entry))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"Expected {what} number {number} of {path} as COCO's files have it, but found "
+                f"{entry!r:.200} ({type(error).__name__}: {error}): correct it."
+            ) from error
+    return parsed
+
+
+def _columns(rows: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    return list(zip(*rows, strict=True)) if rows else [()] * count
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a file at {path}, but there is none: correct the path.")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"Expected JSON at {path}, but it cannot be parsed ({error}): replace the file."
+        ) from error
+
+
+def _header(path: Path) -> dict[str, list[str]]:
+    """Names of images and classes that the study wrote into the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            described = file.metadata() or {}
+            return {key: json.loads(described[key]) for key in ("images", "class_names")}
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"Expected detections with the names of their images and classes in {path}, but cannot "
+            f"read them ({type(error).__name__}: {error}): pass the file that the study wrote."
+        ) from error
+
+
+def _read_safetensors(path: Path, truth: GroundTruth) -> Detections:
+    from safetensors.numpy import load_file
+
+    header, columns = _header(path), load_file(path)
+    missing = sorted({"images", "labels", "scores", "boxes"} - set(columns))
+    if missing:
+        raise ValueError(
+            f"Expected images, labels, scores and boxes in {path}, but {missing[0]} is missing: "
+            "pass the file that the study wrote."
+        )
+    numbers: dict[str, Ints] = {}
+    for key, known in (("images", truth.images), ("class_names", truth.class_names)):
+        named = header[key]
+        column = columns["images" if key == "images" else "labels"].astype(np.int64)
+        used = np.unique(column)
+        unnamed = used[(used < 0) | (used >= len(named))]
+        places = {name: place for place, name in enumerate(known)}
+        unknown = [named[u] for u in used if 0 <= u < len(named) and named[u] not in places]
+        if len(unnamed) or unknown:
+            raise ValueError(
+                f"Expected {key} of the ground truth in {path}, but found "
+                f"{(unknown or unnamed.tolist())[0]!r}: pass the ground truth that it was made on."
+            )
+        numbers[key] = np.array([places.get(name, -1) for name in named], np.int64)[column]
+    found = Detections(
+        numbers["images"],
+        numbers["class_names"],
+        columns["scores"].astype(np.float64),
+        voc_pixels(columns["boxes"]),
+    )
+    return checked(found, truth, lambda row: f"row {row} of {path}")
+
+
+def _read_voc(folder: Path, truth: GroundTruth) -> Detections:
+    """A class each file: of each detection image, score, x1, y1, x2, y2."""
+    files: dict[str, Path] = {}
+    for file in sorted(folder.glob("comp*_det_*_*.txt")):
+        name = file.stem.split("_", 3)[3]
+        if name in files or name not in truth.class_names:
+            raise ValueError(
+                f"Expected one comp4_det_test_CLASS.txt for each class of the ground truth "
+                f"({', '.join(truth.class_names):.200}) in {folder}, but found {file.name}"
+                f"{f' beside {files[name].name}' if name in files else ''}: take it away, or name "
+                "your classes."
+            )
+        files[name] = file
+    missing = [name for name in truth.class_names if name not in files]
+    if missing:
+        raise FileNotFoundError(
+            f"Expected comp4_det_test_{missing[0]}.txt in {folder}, but there is none: add it, empty "
+            "if nothing was found."
+        )
+    places = {name: place for place, name in enumerate(truth.images)}
+    rows = [
+        (*_parsed(line, places, f"line {number} of {files[name]}"), label, number)
+        for label, name in enumerate(truth.class_names)
+        for number, line in enumerate(files[name].read_text(encoding="utf-8").splitlines(), 1)
+        if line.strip()
+    ]
+    image, scores, boxes, labels, lines = _columns(rows, 5)
+    found = Detections(
+        np.array(image, np.int64),
+        np.array(labels, np.int64),
+        np.array(scores, np.float64),
+        np.array(boxes, np.float64).reshape(-1, 4),
+    )
+    return checked(
+        found, truth, lambda row: f"line {lines[row]} of {files[truth.class_names[labels[row]]]}"
+    )
+
+
+def _parsed(line: str, places: Mapping[str, int], where: str) -> tuple[int, float, list[float]]:
+    image, *numbers = line.split()
+    if image not in places:
+        raise ValueError(
+            f"Expected images of the ground truth, but {where} is of {image!r}: pass the split that "
+            "was detected on."
+        )
+    try:
+        score, x1, y1, x2, y2 = map(float, numbers)
+    except ValueError:
+        raise ValueError(
+            f"Expected image, score, x1, y1, x2 and y2, but {where} is {line.strip()!r:.100}: "
+            "correct it."
+        ) from None
+    return places[image], score, [x1, y1, x2, y2]
