@@ -1,5 +1,6 @@
 """ImageNet, whole or the subsets of Table 2."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ class ImageNetDataModule(ImageFolderDataModule):
 
     Args:
         root: the folder that holds ``train`` and ``val``.
-        subset: part of train: ``"10%"`` of every class or ``"100 classes"`` (seeded, since the
-            paper's lists are unpublished), or a text file of class folders or image paths.
+        subset: part of train: ``"10%"`` of every class, ``"100 classes"`` or ``"10% of classes"``, of
+            other numbers too (seeded, since the paper's lists are unpublished), or a text file of
+            class folders or image paths.
         options: those of :class:`ImageDataModule`.
 
     Raises:
@@ -57,16 +59,20 @@ class ImageNetDataModule(ImageFolderDataModule):
         return parts if self.subset is None else with_classes(parts, self._subset(parts))
 
     def _subset(self, parts: Parts) -> Files:
-        if self.subset == "10%":
-            return parts.train.take(per_class_share(parts.train, 0.1, _SUBSET_SEED))
-        if self.subset == "100 classes":
+        if some := re.fullmatch(r"(\d+)%", str(self.subset)):
+            share = int(some[1]) / 100
+            return parts.train.take(per_class_share(parts.train, share, _SUBSET_SEED))
+        if some := re.fullmatch(r"(\d+)(% of)? classes", str(self.subset)):
+            share = len(parts.class_names) / 100 if some[2] else 1
             generator = torch.Generator().manual_seed(_SUBSET_SEED)
-            order = torch.randperm(len(parts.class_names), generator=generator)[:100]
-            return parts.train.take(np.isin(parts.train.labels, order.numpy()))
+            order = torch.randperm(len(parts.class_names), generator=generator)
+            chosen = order[: max(1, round(int(some[1]) * share))]
+            return parts.train.take(np.isin(parts.train.labels, chosen.numpy()))
         if self.subset is not None and Path(self.subset).is_file():
             return _named(parts.train, Path(self.subset).read_text().splitlines())
         raise FileNotFoundError(
-            f"Expected subset '10%', '100 classes' or a text file, but got {self.subset!r}."
+            "Expected subset 'N%', 'N classes', 'N% of classes' or a text file, but got "
+            f"{self.subset!r}."
         )
 
 

@@ -21,6 +21,7 @@ STREAMS = (
     *("train", "val", "trainval", "test"),
     *("places/train", "places/val", "identity", "celeba", "coco/train", "coco/val"),
     *("synthia", "synthia/rand", "cityscapes/train", "cityscapes/val", "mini_imagenet"),
+    "VOC2012/trainval",
 )
 
 # Numbers that Cityscapes gives to its classes (labelIds).

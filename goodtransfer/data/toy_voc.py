@@ -6,6 +6,7 @@ Boxes are tight around the masks.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from goodtransfer.data import toy, toy_picture
 from goodtransfer.data.toy import CLASSES, JPEG_QUALITY, Array, Scene, check, write_once
 from goodtransfer.data.toy_picture import RADIUS, Picture, box, generator, scatter
 
-SPLITS = ("trainval", "test")
 VERSION = 1  # raise it with any change of pixels or boxes
 LIMIT = 500_000  # images of a split; where test begins, so that trainval can grow
 FIRST = {"trainval": 1, "test": LIMIT + 1}
@@ -66,7 +66,9 @@ def _annotation(what: Scene, covered: Array) -> Annotation:
 # --- The folder
 
 
-def make_voc(root: str | Path, *, train: int, test: int, size: int = 128, seed: int = 0) -> Path:
+def make_voc(
+    root: str | Path, *, train: int, test: int, train2012: int = 0, size: int = 128, seed: int = 0
+) -> Path:
     """Write the world as ``ROOT/VOCdevkit/VOC2007``; return at once if it is there.
 
     Train on its ``2007/trainval``, test on ``2007/test``, with ``class_names=toy.CLASSES``. An image
@@ -77,62 +79,68 @@ def make_voc(root: str | Path, *, train: int, test: int, size: int = 128, seed: 
         root: folder to write; may not hold anything else.
         train: images of ``trainval``, whose names count from 000001.
         test: images of ``test``, whose names count from 500001.
+        train2012: images of ``2012/trainval``, in ``VOC2012`` beside it.
         size: side of the images in pixels.
         seed: of everything that is drawn.
 
     Raises:
         ValueError: for a split without images, or where ``root`` holds something else.
     """
-    if not 0 < min(train, test) <= max(train, test) < LIMIT:
+    if not 0 < min(train, test) <= max(train, test, train2012) < LIMIT or train2012 < 0:
         raise ValueError(
-            f"Expected 1 to {LIMIT - 1} images in each split, but found train={train} and "
-            f"test={test}: change them."
+            f"Expected 1 to {LIMIT - 1} images in each split, but found train={train}, test={test} and "
+            f"train2012={train2012}: change them."
         )
     check(size, seed, at_least=32)  # a tiny object would have no pixel
 
     def write(world: Path) -> None:
-        year = world / "VOCdevkit" / "VOC2007"
-        for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-            (year / name).mkdir(parents=True)
-        for split, count in zip(SPLITS, (train, test), strict=True):
-            _write_split(year, split, count, size, seed)
+        years = world / "VOCdevkit"
+        _write_year(years / "VOC2007", {"trainval": train, "test": test}, size, seed)
+        if train2012:
+            _write_year(years / "VOC2012", {"trainval": train2012}, size, seed)
 
     wanted = {
         "layout": "VOCdevkit",
         "version": f"{toy.VERSION}.{VERSION}",
         "train": train,
         "test": test,
+        "train2012": train2012,
         "size": size,
         "seed": seed,
     }
     return write_once(root, wanted, write)
 
 
-def _write_split(year: Path, split: str, count: int, size: int, seed: int) -> None:
-    names = [f"{FIRST[split] + index:06d}" for index in range(count)]
-    for index, name in enumerate(names):
-        pixels, annotations = draw(picture(seed, split, index), size)
-        image = year / "JPEGImages" / f"{name}.jpg"
-        Image.fromarray(pixels).save(image, quality=JPEG_QUALITY)
-        (year / "Annotations" / f"{name}.xml").write_text(_xml(image.name, size, annotations))
-    (year / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+def _write_year(year: Path, splits: Mapping[str, int], size: int, seed: int) -> None:
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (year / name).mkdir(parents=True)
+    for split, count in splits.items():
+        names = [f"{FIRST[split] + index:06d}" for index in range(count)]
+        drawn_from = split if year.name == "VOC2007" else f"{year.name}/{split}"
+        for index, name in enumerate(names):
+            pixels, annotations = draw(picture(seed, drawn_from, index), size)
+            image = year / "JPEGImages" / f"{name}.jpg"
+            Image.fromarray(pixels).save(image, quality=JPEG_QUALITY)
+            text = _xml(year.name, image.name, size, annotations)
+            (year / "Annotations" / f"{name}.xml").write_text(text)
+        (year / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
 
 
-def _xml(image: str, size: int, annotations: list[Annotation]) -> str:
+def _xml(year: str, image: str, size: int, annotations: list[Annotation]) -> str:
     objects = "".join(
         OBJECT.format(a.name, int(a.truncated), int(a.difficult), *a.box) for a in annotations
     )
-    return IMAGE.format(image, size, objects)
+    return IMAGE.format(year, image, size, objects)
 
 
 IMAGE = """\
 <annotation>
-\t<folder>VOC2007</folder>
-\t<filename>{0}</filename>
+\t<folder>{0}</folder>
+\t<filename>{1}</filename>
 \t<source><database>The toy world</database></source>
-\t<size><width>{1}</width><height>{1}</height><depth>3</depth></size>
+\t<size><width>{2}</width><height>{2}</height><depth>3</depth></size>
 \t<segmented>0</segmented>
-{2}</annotation>
+{3}</annotation>
 """
 OBJECT = """\
 \t<object>

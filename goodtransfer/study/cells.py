@@ -28,6 +28,8 @@ DRAWN = {
     "cityscapes": toy_layouts.make_cityscapes,
     "mini_imagenet": toy_layouts.make_mini_imagenet,
     "celeba": toy_layouts.make_celeba,
+    "places": toy_layouts.make_places,
+    "synthia": toy_layouts.make_synthia,
 }
 
 

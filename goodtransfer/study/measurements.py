@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from goodtransfer import views
+from goodtransfer.callbacks import KeepEncoders
 from goodtransfer.data import (
     CityscapesDataModule,
     COCODetectionDataModule,
@@ -17,9 +18,11 @@ from goodtransfer.data import (
 from goodtransfer.data.voc import VOC_CLASSES
 from goodtransfer.study import fitting
 from goodtransfer.study.detections import KeepDetections, write_detections
+from goodtransfer.study.faces import KeepFaces
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.pretrainings import images
 from goodtransfer.study.results import Results
+from goodtransfer.study.sources import VOC2012
 from goodtransfer.study.transfers import TRANSFERS
 from goodtransfer.transfer import (
     COCODetection,
@@ -36,7 +39,10 @@ Measured = dict[str, float]
 
 def measure(study: Study, cell: Cell, results: Results, finished: Path) -> Measured:
     """Leave what was logged on the way and the pictures, beside what the kind leaves itself."""
-    encoder, work = results.folder(cell.needs[0]) / "encoder.safetensors", results.work(cell)
+    made, work = results.folder(cell.needs[0]), results.work(cell)
+    encoder = made / "encoder.safetensors"
+    if cell.epoch is not None:
+        encoder = KeepEncoders(made / "encoders", ()).path(cell.epoch)
     metrics = _KINDS[cell.kind](study, cell, encoder, work, finished)
     for file in (*work.glob("*.png"), *work.glob("curves.jsonl")):
         shutil.copy(file, finished)
@@ -60,17 +66,18 @@ def _linear(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Mea
 
 
 def _voc07(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) -> Measured:
-    protocol, (train, test) = study.scale.protocol("voc07"), study.voc_splits
+    protocol, (train, test) = study.scale.protocol(cell.kind), study.voc_splits
+    both = (train, VOC2012) if TRANSFERS[cell.kind].data == "voc0712" else train
     data = VOCDetectionDataModule(
         study.root("voc"),  # type: ignore[arg-type]
-        train=train,
+        train=both,
         test=test,
         class_names=toy.CLASSES if study.drawn("voc") else VOC_CLASSES,
         batch_size=protocol.batch // protocol.accumulate,
         seed=cell.seed,
         num_workers=fitting.workers(),
     )
-    task = Detection(load_encoder(encoder), seed=cell.seed, **protocol.arguments())
+    task = Detection(load_encoder(encoder), name=cell.kind, seed=cell.seed, **protocol.arguments())
     kept = KeepDetections()
     trainer = fitting.cell_trainer(
         cell.title, work, -1, callbacks=[kept], accumulate_grad_batches=protocol.accumulate
@@ -124,7 +131,7 @@ def _few_shot(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> M
     return {k: v for part in found for k, v in fitting.plain(part).items()}
 
 
-def _landmarks(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measured:
+def _landmarks(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) -> Measured:
     protocol = study.scale.protocol("landmarks")
     data = MAFLDataModule(
         study.root("mafl"),  # type: ignore[arg-type]
@@ -134,7 +141,9 @@ def _landmarks(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> 
         num_workers=fitting.workers(),
     )
     task = Landmarks(load_encoder(encoder), lr=protocol.lr, seed=cell.seed)
-    trainer = fitting.cell_trainer(cell.title, work, protocol.epochs, limit_val_batches=0)
+    trainer = fitting.cell_trainer(
+        cell.title, work, protocol.epochs, limit_val_batches=0, callbacks=[KeepFaces(finished)]
+    )
     return _fitted(trainer, task, data, work)
 
 
@@ -146,6 +155,8 @@ def _fitted(trainer: Any, task: Any, data: Any, work: Path) -> Measured:
 _KINDS: dict[str, Callable[[Study, Cell, Path, Path, Path], Measured]] = {
     "linear": _linear,
     "voc07": _voc07,
+    "voc0712": _voc07,
+    "voc07_course": _voc07,
     "coco": _coco,
     "city": _city,
     "base": _linear,

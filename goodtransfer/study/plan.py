@@ -15,7 +15,7 @@ from goodtransfer.study.tables import TABLES, Row, Table
 from goodtransfer.study.transfers import PAPER, TRANSFERS
 
 # Raise by hand when a change of the code changes results: it is part of every key.
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Cell:
         fidelity: how it deviates from the paper, by itself.
         seed: of initialisation, order and views.
         needs: keys of the cells that come before.
+        epoch: of the pretraining, whose encoder is measured; None is the last.
     """
 
     key: str
@@ -37,11 +38,13 @@ class Cell:
     fidelity: str
     seed: int
     needs: tuple[str, ...] = ()
+    epoch: int | None = None
 
     @property
     def title(self) -> str:
         """One line for bars and lists."""
-        return f"{self.row.title} · {self.kind} · seed {self.seed}"
+        epoch = "" if self.epoch is None else f" · epoch {self.epoch}"
+        return f"{self.row.title}{epoch} · {self.kind} · seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,9 @@ class Study:
         return study
 
     def _lacks(self, table: str) -> str | None:
-        """A data set that a table's pretrainings need, and that has no folder."""
+        """A data set of a table none of whose rows has images."""
         needed = [row.pretraining.data for row in TABLES[table].rows]
-        return next((data for data in needed if self.root(data) is None), None)
+        return None if any(map(self.root, needed)) else needed[0]
 
     def save(self) -> None:
         """Write ``study.json``, so that `study cell`, `list` and `report` know the rest."""
@@ -148,8 +151,22 @@ class Study:
     def rows(self) -> Iterator[tuple[Table, Row]]:
         """Table by table, top to bottom."""
         for name in self.tables:
-            for row in TABLES[name].rows:
+            for row in self.rows_of(TABLES[name]):
                 yield TABLES[name], row
+
+    def rows_of(self, table: Table) -> list[Row]:
+        """Those whose images were named, or are drawn."""
+        return [row for row in table.rows if self.root(row.pretraining.data) is not None]
+
+    def left_out(self) -> set[str]:
+        """Options that would add rows or columns to these tables."""
+        wanted = {row.pretraining.data for name in self.tables for row in TABLES[name].rows} | {
+            transfer.data
+            for name in self.tables
+            for transfer in TRANSFERS.values()
+            if set(transfer.columns) & set(TABLES[name].columns)
+        }
+        return {ROOTS[SOURCES[data].root][0] for data in wanted if self.root(data) is None}
 
     def cells(self) -> list[Cell]:
         """Every run once, each after what it needs."""
@@ -167,6 +184,7 @@ class Study:
         if run.method != "none":  # run.py makes a cell on one device; BN there is in groups
             paper, ours = paper | {"devices": 8}, ours | {"devices": 1}
         cells = {"pretrain": self._cell("pretrain", run, seed, run.data, paper, ours)}
+        epoch = None if row.kept is None else run.kept_epoch(row.kept)
         for kind, transfer in TRANSFERS.items():
             if not set(transfer.columns) & set(table.columns) or self.root(transfer.data) is None:
                 continue
@@ -174,7 +192,7 @@ class Study:
                 continue  # nothing to detect with
             paper, ours = PAPER[kind].values(), self.scale.protocol(kind).values()
             needs = (cells["pretrain"].key,)
-            cells[kind] = self._cell(kind, run, seed, transfer.data, paper, ours, needs)
+            cells[kind] = self._cell(kind, run, seed, transfer.data, paper, ours, needs, epoch)
         return cells
 
     def _cell(
@@ -186,6 +204,7 @@ class Study:
         paper: dict[str, Any],
         ours: dict[str, Any],
         needs: Sequence[str] = (),
+        epoch: int | None = None,
     ) -> Cell:
         source = self._source(data)
         identity = {
@@ -195,9 +214,10 @@ class Study:
             "data": source.identity,
             "seed": seed,
             "encoder": needs or None,
+            "epoch": epoch,
             "run": ours,
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         named = {"data": SOURCES[data].paper}, {"data": source.text}
         fidelity = deviations({**paper, **named[0]}, {**ours, **named[1]})
-        return Cell(digest[:16], kind, row, fidelity, seed, tuple(needs))
+        return Cell(digest[:16], kind, row, fidelity, seed, tuple(needs), epoch)

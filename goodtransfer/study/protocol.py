@@ -8,8 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from goodtransfer.study.transfers import COCO_6X, SYNTHIA, Run
+
 K64 = 65536
 K1M = 2**20  # "1M" of Table 10, taken as the power of two (protocol 0.4)
+
+
+TASKS = ("COCODetection", "Segmentation")  # that pretrain, too
 
 
 @dataclass(frozen=True)
@@ -18,13 +23,16 @@ class Pretraining:
 
     Attributes:
         name: as the paper's tables call it.
-        method: class of ``goodtransfer.methods``, or ``"none"`` for an encoder as it is built.
-        arguments: of that class, all that the tables vary; the encoder by name.
+        method: class of ``goodtransfer.methods``; a transfer task, whose encoder it is then; or
+            ``"none"`` for an encoder as it is built.
+        arguments: of that class, all that the tables vary; the encoder by name. Of a task: the
+            values of its protocol.
         epochs, batch_size: over all ranks.
         size: side of a view in pixels.
         views: recipe.
         crop: smallest share of the image that a crop covers.
         data: data set that is pretrained on, as ``sources`` names it.
+        keep: percent of the epochs after which the encoder is kept, besides the last one.
     """
 
     name: str = "MoCo-v2"
@@ -49,6 +57,11 @@ class Pretraining:
     views: str = "moco_v2"
     crop: float = 0.2
     data: str = "imagenet"
+    keep: tuple[int, ...] = ()
+
+    def kept_epoch(self, percent: int) -> int:
+        """The epoch, counted from 1, that brings the pretraining to this part of it."""
+        return -(-percent * self.epochs // 100)
 
     @property
     def title(self) -> str:
@@ -64,14 +77,18 @@ class Pretraining:
         return replace(self, **own)
 
     def values(self) -> dict[str, Any]:
-        """All that decides the run, flat, without the label."""
+        """All that decides the run, flat."""
         flat = {f.name: getattr(self, f.name) for f in fields(self)}
-        del flat["name"], flat["arguments"]
+        del flat["name"], flat["arguments"], flat["keep"]
         return {**flat, **self.arguments}
 
 
-MOCO_V2 = Pretraining()
+# Epochs 10, 30, ..., 190 of 200.
+FIGURE_4 = tuple(range(5, 100, 10))
+
+MOCO_V2 = Pretraining(keep=FIGURE_4)
 MOCO_V1 = MOCO_V2.but(
+    keep=(),
     name="MoCo-v1",
     method="MoCoV1",
     temperature=0.07,
@@ -80,7 +97,12 @@ MOCO_V1 = MOCO_V2.but(
     views="moco_v1",
 )
 EXEMPLAR_V2 = MOCO_V2.but(
-    name="Exemplar-v2", method="ExemplarMoCo", exclude="label", queue_size=K1M, temperature=0.1
+    keep=(),
+    name="Exemplar-v2",
+    method="ExemplarMoCo",
+    exclude="label",
+    queue_size=K1M,
+    temperature=0.1,
 )
 EXEMPLAR_V1 = MOCO_V1.but(
     name="Exemplar-v1", method="ExemplarMoCo", exclude="label", queue_size=K1M
@@ -93,14 +115,16 @@ SUPERVISED = MOCO_V2.but(
     arguments={"encoder": "resnet50", "lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"},
 )
 UNTRAINED = SUPERVISED.but(
-    name="Untrained", method="none", epochs=0, arguments={"encoder": "resnet50"}
+    name="Untrained", method="none", epochs=0, keep=(), arguments={"encoder": "resnet50"}
 )
 PIXELS = UNTRAINED.but(name="Pixels", encoder="pixels224")
 
 # Section 4.1 (protocol 1.11): MoCo-v2's augmentation for all three. The paper is silent on K; below the
 # 38,400 images, so that the queue holds few stale copies of a query's own image, and the same for both.
 FEW_SHOT = {
-    row.name: row.but(data="mini_imagenet", epochs=2000, encoder="resnet18", crop=0.2, **queue)
+    row.name: row.but(
+        data="mini_imagenet", epochs=2000, keep=(), encoder="resnet18", crop=0.2, **queue
+    )
     for row, queue in (
         (SUPERVISED, {}),
         (MOCO_V2, {"queue_size": 2**14}),
@@ -109,10 +133,52 @@ FEW_SHOT = {
 }
 # Section 4.2: the same on faces, of one identity each; "Scratch" is an encoder nobody trained.
 FACES = {
-    row.name: row.but(data="celeba", epochs=1400, crop=0.2)
+    row.name: row.but(data="celeba", epochs=1400, keep=(), crop=0.2)
     for row in (SUPERVISED, MOCO_V2, EXEMPLAR_V2)
 }
 SCRATCH = UNTRAINED.but(name="Scratch", data="celeba")
+
+# Table 1: a row by the last of its augmentations; the whole ladder is MoCo-v2's.
+RUNGS = ("flip", "crop", "jitter", "gray", "blur")
+SUPERVISED_LADDER = {
+    rung: SUPERVISED.but(name=f"Supervised to {rung}", views=f"supervised_{rung}", keep=())
+    for rung in RUNGS[:-1]
+} | {RUNGS[-1]: SUPERVISED}
+UNSUPERVISED_LADDER = {
+    rung: MOCO_V2.but(name=f"MoCo-v2 to {rung}", views=f"ladder_{rung}", keep=())
+    for rung in RUNGS[:-1]
+} | {RUNGS[-1]: MOCO_V2}
+
+# Table 2: data set -> epochs, as many iterations as on ImageNet (protocol 1.10); the paper speaks of
+# smaller sets only, so that Places keeps its 200.
+EPOCHS = {
+    "imagenet10": 2001,
+    "imagenet100": 2066,
+    "places": 200,
+    "celeba": 1574,
+    "coco_images": 2166,
+    "synthia": 702,
+}
+UNSUPERVISED_ON = {"imagenet": MOCO_V2} | {
+    data: MOCO_V2.but(data=data, epochs=epochs, keep=()) for data, epochs in EPOCHS.items()
+}
+
+
+def by_task(task: str, data: str, protocol: Run) -> Pretraining:
+    """A supervised row of Table 2 whose labels are not classes of images (protocol 10)."""
+    values = {"encoder": "resnet50", **protocol.values()}
+    return UNTRAINED.but(name="Supervised", method=task, data=data, arguments=values)
+
+
+SUPERVISED_ON = {
+    "imagenet": SUPERVISED,
+    **{
+        data: SUPERVISED.but(data=data, epochs=EPOCHS[data], keep=())
+        for data in ("imagenet10", "imagenet100", "places", "celeba")
+    },
+    "coco_images": by_task("COCODetection", "coco", COCO_6X),
+    "synthia": by_task("Segmentation", "synthia", SYNTHIA),
+}
 
 
 def deviations(paper: Mapping[str, Any], run: Mapping[str, Any]) -> str:

@@ -1,26 +1,17 @@
 """The report: one HTML file that needs nothing else, from the results that are there."""
 
 import base64
-import io
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from goodtransfer.study.figures import figures, finished
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.results import Results
 from goodtransfer.study.tables import Row, Table
 from goodtransfer.study.transfers import HEADINGS, LOWER_IS_BETTER, NOT_RANKED, TRANSFERS
-
-MARKERS = "osv^Dx+"  # for readers without colours
-CURVES = {
-    "loss": "pretraining loss",
-    "pretext_acc": "positive ranked first, %",
-    "online_train_acc": "online linear probe on training views, %",
-}
-
 
 # Kind of cell -> how it deviates from the paper, part by part.
 Fidelity = dict[str, list[str]]
@@ -55,9 +46,10 @@ def write_report(study: Study) -> Path:
         tables=[_printed(study, table, results) for table in tables.values()],
         sentence=_sentence,
         names=HEADINGS,
-        curves=_figures(study, results),
+        figures=figures(study, results),
         pictures=_pictures(study, results),
-        views=_views(study, results),
+        views=_views(study, results, "views.png", "views"),
+        samples=_views(study, results, "samples.png", "data"),
         runs=runs,
         done=len(runs),
         total=len(cells),
@@ -73,7 +65,7 @@ def _printed(
 ) -> tuple[Table, list[str], list[Line], Fidelity]:
     """A table, the columns that some row has a number in, its lines, and what these share."""
     lines = _lines(study, table, results)
-    kinds = {kind for row in table.rows for kind in study.cells_of(table, row, 0)}
+    kinds = {kind for row in study.rows_of(table) for kind in study.cells_of(table, row, 0)}
     columns = [
         name
         for kind, transfer in TRANSFERS.items()
@@ -85,7 +77,7 @@ def _printed(
 
 def _lines(study: Study, table: Table, results: Results) -> list[Line]:
     lines, values = [], {}
-    for row in table.rows:
+    for row in study.rows_of(table):
         measured, fidelity = _measured(study, table, row, results)
         line = Line(row.label, fidelity)
         line.paper = {c: f"{v:.1f}" for c, v in row.paper.items() if v is not None}
@@ -153,71 +145,13 @@ def _text(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.1f}"
 
 
-def _finished(study: Study, results: Results, kind: str) -> list[Cell]:
-    """The finished cells of a kind, one for every distinct row, first seed."""
-    cells = [study.cells_of(table, row, 0).get(kind) for table, row in study.rows()]
-    distinct = {cell.key: cell for cell in cells if cell is not None}
-    return [cell for cell in distinct.values() if results.done(cell.key)]
-
-
-def _figures(study: Study, results: Results) -> list[tuple[str, str]]:
-    """(caption, SVG) of each curve that some run logged."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figures = []
-    histories = [(c, results.curves(c.key)) for c in _finished(study, results, "pretrain")]
-    for name, caption in CURVES.items():
-        figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
-        for cell, history in histories:
-            points = [(row["step"], row[name]) for row in history if name in row]
-            if points:
-                steps, values = zip(*points, strict=True)
-                style = "-" if len(points) > 12 else ".-"
-                axes.plot(steps, _smooth(values), style, label=cell.row.title, linewidth=1.3)
-        if axes.lines:
-            axes.set(xlabel="step", ylabel=caption)
-            figures.append((caption, _svg(figure, axes)))
-        plt.close(figure)
-    figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
-    for number, cell in enumerate(_finished(study, results, "voc07")):
-        curve = json.loads((results.folder(cell.key) / "precision.json").read_text())
-        style = MARKERS[number % len(MARKERS)] + "-"
-        axes.plot(curve["recall"], curve["precision"], style, label=cell.row.title, linewidth=1.3)
-    if axes.lines:
-        caption = "precision over recall at IoU .5, mean of the classes; its mean is AP50"
-        axes.set(xlabel="recall", ylabel="interpolated precision", xlim=(0, 1), ylim=(0, None))
-        figures.append((caption, _svg(figure, axes)))
-    plt.close(figure)
-    return figures
-
-
-def _svg(figure: Any, axes: Any) -> str:
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, frameon=False)
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    )
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """A running mean over a twelfth of the curve; short curves stay as they are."""
-    reach = len(values) // 24
-    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
-    return [statistics.mean(window) for window in windows]
-
-
-def _views(study: Study, results: Results) -> list[tuple[str, str]]:
-    """(recipe, PNG as base64) of each recipe that some run used."""
+def _views(study: Study, results: Results, file: str, attribute: str) -> list[tuple[str, str]]:
+    """(recipe or data set, PNG as base64) of each that some pretraining used."""
     pictures: dict[str, str] = {}
-    for cell in _finished(study, results, "pretrain"):
-        if cell.row.views not in pictures:
-            pictures |= dict(_picture(results, cell, "views.png", cell.row.views))
+    for cell in finished(study, results, "pretrain"):
+        name = getattr(cell.row, attribute)
+        if name not in pictures:
+            pictures |= dict(_picture(results, cell, file, name))
     return list(pictures.items())
 
 
@@ -227,13 +161,17 @@ def _pictures(study: Study, results: Results) -> list[tuple[str, list[tuple[str,
     for kind, transfer in TRANSFERS.items():
         pictures = [
             picture
-            for cell in _finished(study, results, kind)
+            for cell in finished(study, results, kind)
             for file in sorted(results.folder(cell.key).glob("*.png"))
-            for picture in _picture(results, cell, file.name, cell.row.title)
+            for picture in _picture(results, cell, file.name, _short(cell))
         ]
         if pictures:
             sections.append((transfer.section, pictures))
     return sections
+
+
+def _short(cell: Cell) -> str:
+    return cell.row.title + ("" if cell.epoch is None else f", epoch {cell.epoch}")
 
 
 def _picture(results: Results, cell: Cell, name: str, title: str) -> list[tuple[str, str]]:

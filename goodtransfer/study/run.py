@@ -7,8 +7,6 @@ from tqdm import tqdm
 from goodtransfer.study.plan import Study
 from goodtransfer.study.report import write_report
 from goodtransfer.study.results import Results
-from goodtransfer.study.sources import ROOTS, SOURCES
-from goodtransfer.study.transfers import TRANSFERS
 
 
 def run_study(study: Study) -> Path:
@@ -26,14 +24,9 @@ def run_study(study: Study) -> Path:
                 from goodtransfer.study.cells import run_cell  # torch, only where it is needed
 
                 run_cell(study, cell)
-    missing = {
-        ROOTS[SOURCES[transfer.data].root][0]
-        for table, _ in study.rows()
-        for transfer in TRANSFERS.values()
-        if set(transfer.columns) & set(table.columns) and study.root(transfer.data) is None
-    }
-    if missing:
-        print(f"Columns are left out whose images were not named: {', '.join(sorted(missing))}.")
+    if options := study.left_out():
+        named = ", ".join(sorted(options))
+        print(f"Rows and columns are left out whose images were not named: {named}.")
     report = write_report(study)
     print(f"{len(cells) - done} cells made, {done} were done. Report: {report}")
     return report

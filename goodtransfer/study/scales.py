@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from goodtransfer.study.protocol import K1M, K64, Pretraining
-from goodtransfer.study.transfers import C4, PAPER, City, FewShot, Landmarks, Linear
+from goodtransfer.study.protocol import K1M, K64, TASKS, Pretraining
+from goodtransfer.study.transfers import C4, PAPER, City, FewShot, Landmarks, Linear, Run
 
 Changes = Mapping[str, Any]
 
@@ -16,9 +16,11 @@ class Scale:
 
     Attributes:
         name: printed with every result.
-        every: changes to every pretraining.
+        every: changes to every pretraining that sees views; ``epochs`` are those of the paper's 200
+            on ImageNet.
         contrastive, supervised: further changes to the two kinds.
         on_data: further changes to pretrainings on a data set.
+        by_task: protocols of pretrainings by a task, in its place.
         queue_sizes: the paper's K to this scale's.
         transfers: protocols that replace the paper's, by kind of cell.
         tables: made where none is named.
@@ -30,6 +32,7 @@ class Scale:
     contrastive: Changes = field(default_factory=dict)
     supervised: Changes = field(default_factory=dict)
     on_data: Mapping[str, Changes] = field(default_factory=dict)
+    by_task: Mapping[str, Run] = field(default_factory=dict)
     queue_sizes: Mapping[int, int] = field(default_factory=dict)
     transfers: Mapping[str, Any] = field(default_factory=dict)
     tables: tuple[str, ...] = ("3", "supervised", "floor", "4", "5")
@@ -42,15 +45,21 @@ class Scale:
     def apply(self, row: Pretraining) -> Pretraining:
         """The row as it is run at this scale."""
         size = self.every.get("size", row.size)
+        own = self.every.get("encoder", row.arguments["encoder"])
         if row.method == "none":
             pixels = row.arguments["encoder"].startswith("pixels")
-            own = self.every.get("encoder", row.arguments["encoder"])
             return row.but(size=size, encoder=f"pixels{size}" if pixels else own)
+        if row.method in TASKS:
+            protocol = self.by_task.get(row.method)
+            return row.but(**({"encoder": own} | protocol.values() if protocol else {}))
         queue = row.arguments.get("queue_size")
         kind = self.supervised if queue is None else self.contrastive
         if queue is not None:
             kind = {**kind, "queue_size": self.queue_sizes.get(queue, queue)}
-        return row.but(**{**self.every, **kind, **self.on_data.get(row.data, {})})
+        changes = {**self.every, **kind}
+        if "epochs" in changes:
+            changes["epochs"] = max(1, changes["epochs"] * row.epochs // 200)
+        return row.but(**{**changes, **self.on_data.get(row.data, {})})
 
 
 _SMALL_C4 = C4(
@@ -68,6 +77,23 @@ _SMALL_C4 = C4(
     proposals_test=(1_000, 300),
     rois=64,
     roi_size=7,
+)
+_SMALL_CITY = City(
+    iterations=150,
+    batch=4,
+    channels=64,
+    aux_channels=32,
+    crop=(128, 256),
+    nominal=(256, 512),
+)
+_SMOKE_CITY = City(
+    iterations=60,
+    batch=4,
+    lr=0.05,
+    channels=32,
+    aux_channels=16,
+    crop=(64, 128),
+    nominal=(128, 256),
 )
 _SMOKE_C4 = C4(
     batch=8,
@@ -102,19 +128,19 @@ SCALES = {
             },
             contrastive={"momentum": 0.99},
             queue_sizes={2**14: 128, K64: 128, K1M: 256},
+            on_data={"imagenet10": {"epochs": 600}, "imagenet100": {"epochs": 600}},
+            by_task={
+                "COCODetection": replace(_SMALL_C4, iterations=900, milestones=(800, 866)),
+                "Segmentation": replace(_SMALL_CITY, iterations=900),
+            },
             transfers={
                 "linear": Linear(epochs=40, batch_size=64, size=64),
                 "base": Linear(epochs=40, batch_size=64, size=64),
                 "voc07": _SMALL_C4,
+                "voc07_course": replace(_SMALL_C4, eval_iters=(30, 60, 90, 120, 150)),
+                "voc0712": replace(_SMALL_C4, iterations=400, milestones=(300, 366)),
                 "coco": _SMALL_C4,
-                "city": City(
-                    iterations=150,
-                    batch=4,
-                    channels=64,
-                    aux_channels=32,
-                    crop=(128, 256),
-                    nominal=(256, 512),
-                ),
+                "city": _SMALL_CITY,
                 "few_shot": FewShot(size=64),
                 "landmarks": Landmarks(epochs=20, batch_size=32, lr=0.1, size=64),
             },
@@ -131,22 +157,29 @@ SCALES = {
             },
             contrastive={"momentum": 0.99},
             supervised={"epochs": 10},
-            on_data={"mini_imagenet": {"epochs": 20}},
+            # As many steps as on the 2,000 images of ImageNet, but on faces.
+            on_data={
+                "mini_imagenet": {"epochs": 20},
+                "celeba": {"epochs": 13},
+                "imagenet10": {"epochs": 130},
+                "imagenet100": {"epochs": 130},
+                "places": {"epochs": 13},
+                "coco_images": {"epochs": 85},
+                "synthia": {"epochs": 80},
+            },
+            by_task={
+                "COCODetection": replace(_SMOKE_C4, iterations=120, milestones=(107, 116)),
+                "Segmentation": replace(_SMOKE_CITY, iterations=120),
+            },
             queue_sizes={2**14: 128, K64: 128, K1M: 256},
             transfers={
                 "linear": Linear(epochs=10, batch_size=64, size=48, crop=0.5),
                 "base": Linear(epochs=10, batch_size=64, size=48, crop=0.5),
                 "voc07": _SMOKE_C4,
+                "voc07_course": replace(_SMOKE_C4, eval_iters=(20, 40, 60)),
+                "voc0712": replace(_SMOKE_C4, iterations=120, milestones=(90, 110)),
                 "coco": replace(_SMOKE_C4, iterations=45, milestones=(30, 40)),
-                "city": City(
-                    iterations=60,
-                    batch=4,
-                    lr=0.05,
-                    channels=32,
-                    aux_channels=16,
-                    crop=(64, 128),
-                    nominal=(128, 256),
-                ),
+                "city": _SMOKE_CITY,
                 "few_shot": FewShot(size=48),
                 "landmarks": Landmarks(epochs=15, batch_size=32, lr=0.3, size=48),
             },
@@ -154,7 +187,9 @@ SCALES = {
             tables=("3", "supervised", "floor"),
             toy={
                 "imagenet": {"train": 2000, "val": 2000, "size": 48, "seed": 0},
-                "voc": {"train": 400, "test": 150, "size": 128, "seed": 0},
+                "voc": {"train": 400, "test": 150, "train2012": 400, "size": 128, "seed": 0},
+                "places": {"train": 2000, "val": 20, "size": 48, "seed": 0},
+                "synthia": {"frames": 20, "rand": 1, "size": 64, "seed": 0},
                 "coco": {"train": 300, "val": 100, "size": 128, "seed": 0},
                 "cityscapes": {"train": 120, "val": 30, "size": 128, "seed": 0},
                 "mini_imagenet": {"per_class": 60, "size": 48, "seed": 0},

@@ -14,6 +14,7 @@ from goodtransfer.data.fingerprint import fingerprint, voc_fingerprint
 
 IMAGENET = "1,281,167 images of 1,000 classes"
 VOC2007 = ("2007/trainval", "2007/test")
+VOC2012 = "2012/trainval"
 TOY = "toy world"
 
 
@@ -45,10 +46,44 @@ def _imagenet(root: Path, _: Sequence[str]) -> Found:
     return Found(found.digest, "ImageNet" if size == IMAGENET else f"{root.name}, {size}")
 
 
+def _subset(subset: str) -> Callable[[Path, Sequence[str]], Found]:
+    def find(root: Path, splits: Sequence[str]) -> Found:
+        whole = _imagenet(root, splits)
+        return Found([whole.identity, subset], f"{subset} of {whole.text}")
+
+    return find
+
+
+def _places(root: Path, _: Sequence[str]) -> Found:
+    from goodtransfer.data import PlacesDataModule
+
+    data = PlacesDataModule(root)
+    return Found(data.fingerprint(), f"{data.num_images:,} images of {data.num_classes} scenes")
+
+
+def _coco_images(root: Path, _: Sequence[str]) -> Found:
+    from goodtransfer.data import COCODataModule
+
+    data = COCODataModule(root)
+    return Found(data.fingerprint(), f"{data.num_images:,} images")
+
+
+def _synthia(root: Path, _: Sequence[str]) -> Found:
+    from goodtransfer.data import SYNTHIADataModule
+
+    data = SYNTHIADataModule(root)
+    return Found(data.fingerprint(), f"{data.num_images:,} frames of its sequences")
+
+
 def _voc(root: Path, splits: Sequence[str]) -> Found:
     found = voc_fingerprint(root, splits)
     counts = zip(found.images, splits, strict=True)
     return Found(found.digest, ", ".join(f"{count:,} of {name}" for count, name in counts))
+
+
+def _voc0712(root: Path, splits: Sequence[str]) -> Found:
+    train, test = splits
+    return _voc(root, (train, VOC2012, test))
 
 
 def _coco(root: Path, _: Sequence[str]) -> Found:
@@ -94,6 +129,15 @@ def _mafl(root: Path, _: Sequence[str]) -> Found:
 
 SOURCES: Mapping[str, Source] = {
     "imagenet": Source("imagenet", "ImageNet", _imagenet),
+    # The lists of both subsets are unpublished.
+    "imagenet10": Source("imagenet", "10 % of ImageNet", _subset("10%")),
+    "imagenet100": Source("imagenet", "100 classes of ImageNet", _subset("10% of classes")),
+    "places": Source("places", "2,448,873 images of 205 scenes", _places),
+    "coco_images": Source("coco", "118,287 images", _coco_images),
+    "synthia": Source("synthia", "365K frames of its sequences", _synthia),
+    "voc0712": Source(
+        "voc", "5,011 of 2007/trainval, 11,540 of 2012/trainval, 4,952 of 2007/test", _voc0712
+    ),
     "voc": Source("voc", "5,011 of 2007/trainval, 4,952 of 2007/test", _voc),
     "coco": Source("coco", "118,287 of train2017, 5,000 of val2017", _coco),
     "cityscapes": Source("cityscapes", "2,975 of train, 500 of val", _cityscapes),
@@ -112,6 +156,8 @@ ROOTS = {
     "voc": ("--voc", "VOCdevkit"),
     "coco": ("--coco", "train2017, val2017 and annotations"),
     "cityscapes": ("--cityscapes", "leftImg8bit and gtFine"),
+    "places": ("--places", "Places205's or Places365's lists and images"),
+    "synthia": ("--synthia", "SYNTHIA-SEQS-* folders"),
     "mini_imagenet": ("--mini-imagenet", "train.csv, val.csv, test.csv and their images"),
     "celeba": ("--celeba", "CelebA with MAFL's lists"),
 }

@@ -13,6 +13,7 @@ from goodtransfer.study.protocol import (
     EXEMPLAR_V2,
     FACES,
     FEW_SHOT,
+    FIGURE_4,
     K1M,
     K64,
     MOCO_V1,
@@ -20,6 +21,10 @@ from goodtransfer.study.protocol import (
     PIXELS,
     SCRATCH,
     SUPERVISED,
+    SUPERVISED_LADDER,
+    SUPERVISED_ON,
+    UNSUPERVISED_LADDER,
+    UNSUPERVISED_ON,
     UNTRAINED,
     Pretraining,
 )
@@ -40,11 +45,19 @@ COLUMNS = (*VOC, *COCO, *CITY)
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: its pretraining, and what the paper printed (None where it did not)."""
+    """A line of a table.
+
+    Attributes:
+        label: as the paper has it.
+        pretraining: that is measured.
+        paper: what the paper printed, None where it did not.
+        kept: percent of the pretraining after which the encoder is taken; None is the end.
+    """
 
     label: str
     pretraining: Pretraining
     paper: dict[str, float | None]
+    kept: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,55 @@ def paper() -> dict[str, Any]:
     text = resources.files("goodtransfer.study").joinpath("paper.yaml").read_text("utf-8")
     numbers: dict[str, Any] = yaml.safe_load(text)
     return numbers
+
+
+LADDER = {"supervised": SUPERVISED_LADDER, "unsupervised": UNSUPERVISED_LADDER}
+# In the order of Table 8, as the paper calls them.
+DATA_SETS = {
+    "imagenet": "ImageNet",
+    "imagenet10": "ImageNet-10%",
+    "imagenet100": "ImageNet-100",
+    "places": "Places",
+    "celeba": "CelebA",
+    "coco_images": "COCO",
+    "synthia": "Synthia",
+}
+ON = {"supervised": SUPERVISED_ON, "unsupervised": UNSUPERVISED_ON}
+# In the order of Table 6.
+LONGER = (
+    SUPERVISED.but(name="Supervised for 90", epochs=90, keep=()),
+    SUPERVISED,
+    SUPERVISED.but(name="Supervised for 400", epochs=400, keep=()),
+    SUPERVISED.but(name="Supervised for 800", epochs=800, keep=()),
+    MOCO_V2,
+)
+
+
+def _table1() -> Table:
+    """With the columns that Table 7 adds to it."""
+    rows = [
+        Row(f"{kind}, {label}", pretraining, _whole("table7", kind, number))
+        for kind, ladder in LADDER.items()
+        for number, (label, pretraining) in enumerate(
+            zip(paper()["table7"]["ladder"], ladder.values(), strict=True)
+        )
+    ]
+    return Table("1", "Tables 1 and 7: one augmentation after the other", COLUMNS, tuple(rows))
+
+
+def _table2() -> Table:
+    """With the columns that Table 8 adds to it."""
+    rows = [
+        Row(f"{kind}, {label}", ON[kind][data], _whole("table8", kind, number))
+        for kind in ON
+        for number, (data, label) in enumerate(DATA_SETS.items())
+    ]
+    return Table("2", "Tables 2 and 8: the images pretrained on", COLUMNS, tuple(rows))
+
+
+def _whole(table: str, kind: str, number: int) -> dict[str, float | None]:
+    """A line of a table that is printed in three parts."""
+    return _printed(*(paper()[table][f"{kind}_{part}"][number] for part in ("voc", "coco", "city")))
 
 
 def _table3() -> Table:
@@ -107,6 +169,16 @@ def _table5() -> Table:
     return Table("5", "Table 5: facial landmarks on MAFL", ("landmark_error",), tuple(rows))
 
 
+def _table6() -> Table:
+    columns = tuple(paper()["table6"]["columns"])
+    rows = [
+        Row(r["pretraining"], pretraining, dict(zip(columns, r["values"], strict=True)))
+        for r, pretraining in zip(paper()["table6"]["rows"], LONGER, strict=True)
+    ]
+    title = "Table 6: longer supervised pretraining"
+    return Table("6", title, (*columns, "acc_head"), tuple(rows))
+
+
 def _table10() -> Table:
     known = {row.name: row for row in (MOCO_V1, EXEMPLAR_V1, MOCO_V2, EXEMPLAR_V2)}
     sizes = {65536: K64, "1M": K1M}
@@ -118,9 +190,18 @@ def _table10() -> Table:
     return Table("10", "Table 10: queue size and temperature", ("acc",), tuple(rows))
 
 
+def _figure4() -> Table:
+    rows = [
+        Row(f"{row.name}, epoch {row.kept_epoch(percent)} of 200", row, {}, percent)
+        for row in (SUPERVISED, MOCO_V2)
+        for percent in FIGURE_4
+    ]
+    title = "Figure 4: transfer in the course of pretraining and fine-tuning"
+    return Table("figure4", title, ("voc07_course_AP",), tuple(rows))
+
+
 def _supervised() -> Table:
-    tables = (paper()["table8"][f"supervised_{part}"][0] for part in ("voc", "coco", "city"))
-    rows = (Row("Supervised", SUPERVISED, _printed(*tables)),)
+    rows = (Row("Supervised", SUPERVISED, _whole("table8", "supervised", 0)),)
     return Table("supervised", "Supervised pretraining (Tables 2 and 8, ImageNet)", COLUMNS, rows)
 
 
@@ -133,5 +214,8 @@ def _floor() -> Table:
 
 TABLES = {
     table.name: table
-    for table in (_table3(), _supervised(), _floor(), _table4(), _table5(), _table10())
+    for table in (
+        *(_table1(), _table2(), _table3(), _supervised(), _floor()),
+        *(_table4(), _table5(), _table6(), _table10(), _figure4()),
+    )
 }

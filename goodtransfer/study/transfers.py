@@ -4,7 +4,7 @@ The defaults are the paper's, and what it leaves open (protocols 2 to 6) as in t
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 
@@ -61,6 +61,7 @@ class C4:
     proposals_test: tuple[int, int] = (6_000, 1_000)
     rois: int = 512
     roi_size: int = 14
+    eval_iters: tuple[int, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """All that decides the run, flat, with the images that batch norm sees together."""
@@ -83,12 +84,16 @@ _OF_THE_DETECTOR = (
 )
 
 VOC07 = C4()
+VOC0712 = C4(iterations=24_000, milestones=(18_000, 22_000))  # Table 6
+VOC07_COURSE = C4(eval_iters=tuple(range(1_000, 9_001, 1_000)))  # Figure 4
 COCO_1X = C4(
     iterations=90_000,
     milestones=(60_000, 80_000),
     warmup=1_000,
     short_sides=(640, 672, 704, 736, 768, 800),
 )
+# Table 2's supervised row of COCO, from nothing (see ``transfer.coco.PRETRAINING``).
+COCO_6X = replace(COCO_1X, iterations=540_000, milestones=(480_000, 520_000))
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,10 @@ class City:
     def view(self) -> dict[str, Any]:
         """What the data module is called with."""
         return {name: getattr(self, name) for name in ("crop", "scale", "nominal")}
+
+
+# Table 2's supervised row of SYNTHIA; the paper is silent, so as on Cityscapes.
+SYNTHIA = City(nominal=(760, 1280))
 
 
 @dataclass(frozen=True)
@@ -169,6 +178,8 @@ class Landmarks:
 PAPER: Mapping[str, Any] = {
     "linear": Linear(),
     "voc07": VOC07,
+    "voc0712": VOC0712,
+    "voc07_course": VOC07_COURSE,
     "coco": COCO_1X,
     "city": City(),
     "base": Linear(),
@@ -205,6 +216,16 @@ TRANSFERS = {
         "voc",
         {"voc07_AP": "VOC07 AP", "voc07_AP50": "AP50", "voc07_AP75": "AP75"},
         "What the detectors found on VOC",
+    ),
+    "voc0712": Transfer(
+        "voc0712",
+        {"voc0712_AP": "VOC07+12 AP", "voc0712_AP50": "AP50", "voc0712_AP75": "AP75"},
+        "What the detectors trained on VOC07+12 found",
+    ),
+    "voc07_course": Transfer(
+        "voc",
+        {"voc07_course_AP": "VOC07 AP"},
+        "What the detectors found on VOC, by epoch of the pretraining",
     ),
     "coco": Transfer(
         "coco",

@@ -124,6 +124,11 @@ def test_hundred_classes(tmp_path):
             paths(data, part), data.files(part).labels.tolist(), strict=True)}  # fmt: skip
         assert labelled == {name: i for i, name in enumerate(data.class_names)}
     assert ImageNetDataModule(tmp_path, subset="100 classes", seed=5).num_classes == 100
+    share = ImageNetDataModule(tmp_path, subset="10% of classes", size=SIZE)
+    fewer = ImageNetDataModule(tmp_path, subset="7 classes", size=SIZE)
+    whole = ImageNetDataModule(tmp_path, size=SIZE)
+    assert (share.num_classes, fewer.num_classes) == (round(whole.num_classes / 10), 7)
+    assert set(fewer.class_names) < set(share.class_names) < set(data.class_names)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +162,9 @@ def test_a_list_that_names_nothing(tree, subset, message):
     with pytest.raises(ValueError, match=message):
         ImageNetDataModule(root, subset=root / "list.txt").setup("fit")
     with pytest.raises(
-        FileNotFoundError, match=r"'10%', '100 classes' or a text file, but got '1%'"
+        FileNotFoundError, match=r"'N%', 'N classes', 'N% of classes' or a text file, but got 'some'"
     ):
-        ImageNetDataModule(root, subset="1%").setup("fit")
+        ImageNetDataModule(root, subset="some").setup("fit")
 
 
 def test_selection_is_a_share_of_every_class_apart_from_training(tree):

@@ -23,6 +23,7 @@ from goodtransfer.study.scales import SCALES
 from goodtransfer.study.tables import TABLES, paper
 from goodtransfer.study.transfers import PAPER
 from goodtransfer.transfer import COCODetection, Detection, FewShot, Landmarks, Segmentation
+from goodtransfer.transfer.coco import PRETRAINING
 from goodtransfer.transfer.deeplab import DeepLabV3
 from goodtransfer.transfer.rcnn_c4 import RCNNC4
 
@@ -99,6 +100,63 @@ def test_tables_print_the_paper_s_numbers():
     assert {r.label: r.paper["acc"] for r in printed} == {
         "Pixels": None, "Untrained": None, "Supervised": 77.3,
     }  # fmt: skip
+
+
+def test_all_rows_are_there_with_the_paper_s_numbers():
+    short = ["acc", "voc07_AP", "coco_APbox", "coco_APseg", "city_mIoU"]
+    known = paper()["conflicts"]  # where the paper prints one number in two ways
+    conflicting = [c for c in known if "table1" in c.get("values", {})]
+    assert len(conflicting) == 2
+    different = []
+    for name in ("1", "2"):
+        printed = [
+            v for kind in ("supervised", "unsupervised") for v in paper()[f"table{name}"][kind]
+        ]
+        rows = TABLES[name].rows
+        assert len(rows) == len(printed) == {"1": 10, "2": 14}[name]
+        for row, line in zip(rows, printed, strict=True):
+            whole = [row.paper[column] for column in short]
+            different += [(name, row.label)] if whole != line["values"] else []
+    assert different == [("1", "supervised, +crop"), ("2", "supervised, ImageNet")]
+    assert [r.paper["voc0712_AP"] for r in TABLES["6"].rows] == [54.8, 55.4, 56.1, 56.4, 56.9]
+    assert [r.pretraining.epochs for r in TABLES["6"].rows] == [90, 200, 400, 800, 200]
+
+
+def test_the_ladder_ends_in_the_row_that_the_other_tables_have():
+    for name, row in (("supervised", SUPERVISED), ("unsupervised", MOCO_V2)):
+        rungs = [r.pretraining for r in TABLES["1"].rows if r.label.startswith(name + ",")]
+        assert rungs[-1] == row
+        changed = [{k for k, v in r.values().items() if row.values()[k] != v} for r in rungs[:-1]]
+        assert changed == [{"views"}] * 4
+        assert len({r.views for r in rungs}) == 5
+
+
+def test_data_sets_have_as_many_iterations_as_imagenet():
+    images = {"imagenet10": 128_000, "imagenet100": 124_000, "celeba": 162_770,
+              "coco_images": 118_287, "synthia": 365_000}  # fmt: skip
+    rows = [r.pretraining for r in TABLES["2"].rows if r.pretraining.data in images]
+    assert (
+        len(rows) == 2 * 5 - 1
+    )  # COCO's supervised row has other labels, and iterations of its own
+    for row in rows:
+        if row.epochs:
+            steps = row.epochs * (images[row.data] / 256)
+            assert steps == pytest.approx(200 * (1_281_167 / 256), rel=2e-3)
+    places = [r.pretraining for r in TABLES["2"].rows if r.pretraining.data == "places"]
+    assert [r.epochs for r in places] == [200, 200]
+
+
+def test_rows_by_a_task_are_its_protocol():
+    coco, synthia = (TABLES["2"].rows[n].pretraining for n in (5, 6))
+    assert (coco.method, coco.data) == ("COCODetection", "coco")
+    assert {k: coco.arguments[k] for k in PRETRAINING["6x"]} == PRETRAINING["6x"]
+    assert (synthia.method, synthia.data) == ("Segmentation", "synthia")
+    assert synthia.arguments["iterations"] == 40_000
+    for row in (coco, synthia):
+        assert SCALES["paper"].apply(row) == row
+        small = SCALES["smoke"].apply(row).arguments
+        assert set(small) == set(row.arguments)
+        assert (small["encoder"], small["iterations"]) == ("resnet10w32", 120)
 
 
 @pytest.mark.parametrize(("task", "kind"), [(Detection, "voc07"), (COCODetection, "coco")])

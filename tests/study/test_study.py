@@ -10,19 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from goodtransfer import VOCDetectionAP, VOCDetectionDataModule
+from goodtransfer import MAFLDataModule, VOCDetectionAP, VOCDetectionDataModule
 from goodtransfer.cli import main as cli
 from goodtransfer.data import make_voc
 from goodtransfer.data.fingerprint import fingerprint
+from goodtransfer.study.cells import run_cell
 from goodtransfer.study.plan import Study
 from goodtransfer.study.report import summary
 from goodtransfer.study.results import Results
 from goodtransfer.study.transfers import TRANSFERS
+from goodtransfer.weights import load_encoder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import TINY
@@ -75,6 +78,90 @@ def test_few_shot_and_faces_pretrain_on_their_own_images(table, kinds, columns, 
     html = (out / "report.html").read_text()
     for kind in kinds[1:]:
         assert TRANSFERS[kind].section in html
+
+
+def test_figure_4_follows_both_trainings(tmp_path):
+    out = tmp_path / "s"
+    assert main(["run", "--scale", "tiny", "--table", "figure4", "--out", str(out)]) == 0
+    study = Study.open(out)
+    cells, results = study.cells(), Results(study)
+    # Ten parts of three epochs end in one of them.
+    assert [(c.row.name, c.kind, c.epoch) for c in cells] == [
+        (name, *cell)
+        for name in ("Supervised", "MoCo-v2")
+        for cell in (
+            ("pretrain", None), ("voc07_course", 1), ("voc07_course", 2), ("voc07_course", 3),
+        )
+    ]  # fmt: skip
+    for cell in cells:
+        folder = results.folder(cell.key)
+        if cell.kind == "pretrain":
+            last = load_file(folder / "encoder.safetensors")
+            kept = [load_file(file) for file in sorted((folder / "encoders").iterdir())]
+            assert len(kept) == 3
+            assert all(torch.equal(last[name], value) for name, value in kept[2].items())
+            assert any(not torch.equal(last[name], value) for name, value in kept[1].items())
+            continue
+        scored = [row for row in results.curves(cell.key) if "voc07_course_AP" in row]
+        at_the_end = results.metrics(cell.key)["voc07_course_AP"]
+        assert len(scored) == 3  # after both iterations, and in the test
+        assert scored[1]["voc07_course_AP"] == pytest.approx(at_the_end, abs=1e-4)
+    assert "Figure 4: VOC07 AP" in (out / "report.html").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:The queue .16 keys. is as large")  # of four images
+@pytest.mark.parametrize("data", ["imagenet100", "places", "coco_images", "synthia"])
+def test_every_data_set_of_table_2_is_pretrained_on(data, tmp_path):
+    study = Study(tmp_path / "s", TINY, tables=("2",))
+    labels = "coco" if data == "coco_images" else data
+    cells = [c for c in study.cells() if c.kind == "pretrain" and c.row.data in (data, labels)]
+    assert len(cells) == 2
+    tasks = {"coco_images": "COCODetection", "synthia": "Segmentation"}
+    assert [c.row.method for c in cells] == [tasks.get(data, "SupervisedCE"), "MoCoV2"]
+    results = Results(study)
+    for cell in cells:
+        run_cell(study, cell)
+        folder = results.folder(cell.key)
+        trained = load_file(folder / "encoder.safetensors")
+        pl.seed_everything(cell.seed)
+        start = load_encoder(TINY.every["encoder"]).state_dict()
+        assert set(trained) - {"head.weight", "head.bias"} == set(start)
+        assert not torch.equal(trained["layer4.0.conv1.weight"],
+                               start["layer4.0.conv1.weight"])  # fmt: skip
+        with Image.open(folder / "samples.png") as picture:
+            assert picture.width == 1024
+    # Strides are back, and both stages are there: a linear readout takes either.
+    encoder = load_encoder(folder / "encoder.safetensors")
+    assert encoder(torch.rand(1, 3, 64, 64))[5].shape[2:] == (2, 2)
+
+
+def test_rows_without_images_are_left_out_and_named(tmp_path):
+    toy = {name: world for name, world in TINY.toy.items() if name not in ("places", "synthia")}
+    study = Study(tmp_path / "s", replace(TINY, toy=toy), tables=("2",))
+    assert [r.label for _, r in study.rows()] == [
+        f"{kind}, {name}" for kind in ("supervised", "unsupervised")
+        for name in ("ImageNet", "ImageNet-10%", "ImageNet-100", "CelebA", "COCO")
+    ]  # fmt: skip
+    assert study.left_out() == {"--places", "--synthia"}
+
+
+def test_figure_3_has_the_same_faces_for_every_pretraining(tmp_path):
+    out = tmp_path / "s"
+    assert main(["run", "--scale", "tiny", "--table", "5", "--out", str(out)]) == 0
+    study = Study.open(out)
+    results = Results(study)
+    runs = [load_file(results.folder(c.key) / "faces.safetensors") for c in study.cells()
+            if c.kind == "landmarks"]  # fmt: skip
+    assert len(runs) == 4
+    data = MAFLDataModule(study.root("mafl"), size=32)
+    data.setup("test")
+    images, target = next(iter(data.test_dataloader()))
+    for run in runs:
+        torch.testing.assert_close(run["faces"], images[:8])
+        torch.testing.assert_close(run["true"], target["landmarks"][:8].float())
+        assert run["found"].shape == (8, 5, 2)
+        assert not torch.equal(run["found"], runs[0]["found"]) or run is runs[0]
+    assert "Figure 3: true landmarks" in (out / "report.html").read_text()
 
 
 def files(out):
