@@ -13,6 +13,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -88,14 +89,15 @@ def segmentation(root: Path, encoder: nn.Module, seed: int, out: Path) -> Score:
 
 def landmarks(root: Path, encoder: nn.Module, seed: int, out: Path) -> Score:
     """Five points on faces."""
-    data = MAFLDataModule(root / "celeba_layout_faces", batch_size=32, size=96, seed=seed)
-    trainer = quiet(out, max_epochs=8, limit_val_batches=0)
-    return fitted(trainer, Landmarks(encoder, size=96, lr=0.1, seed=seed), data)
+    data = MAFLDataModule(root / "celeba_layout_faces", batch_size=8, size=96, seed=seed)
+    trainer = quiet(out, max_epochs=20, limit_val_batches=0)
+    return fitted(trainer, Landmarks(encoder, size=96, lr=0.3, seed=seed), data)
 
 
 def detection(root: Path, encoder: nn.Module, seed: int, out: Path) -> Score:
     """Boxes and masks of 80 classes, from 96 photos."""
-    protocol = SCALES["small"].protocol("coco")
+    changes = {"batch": 4, "iterations": 50, "milestones": (33, 44), "rois": 32}
+    protocol = replace(SCALES["small"].protocol("coco"), **changes)
     data = COCODetectionDataModule(
         root / "coco128", masks="polygons", batch_size=protocol.batch, seed=seed
     )
@@ -201,8 +203,11 @@ def main() -> int:
             for trunk, spec in trunks.items():
                 pl.seed_everything(seed, verbose=False)
                 folder = given.out / f"{name}_{trunk}_{seed}"
-                scores[trunk].append(TASKS[name](given.data, load_encoder(spec), seed, folder))
-                print(f"{name:>12} {trunk:>10} seed {seed}: {json.dumps(scores[trunk][-1])}")
+                # Depthwise convolutions on a CPU take 0.6 of the time in this order.
+                encoder = load_encoder(spec).to(memory_format=torch.channels_last)
+                scores[trunk].append(TASKS[name](given.data, encoder, seed, folder))
+                told = json.dumps(scores[trunk][-1])
+                print(f"{name:>12} {trunk:>10} seed {seed}: {told}", flush=True)
         for column in scores["pretrained"][0]:
             line, won = compared(column, *(scores[trunk] for trunk in trunks))
             lost += not won and not column.endswith("mean_shape")
