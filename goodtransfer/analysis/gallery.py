@@ -114,7 +114,7 @@ class Gallery:
         checkpoint.unlink()
 
     def _scores(self, job: Job) -> dict[str, float]:
-        return scores(_load(self.path(*job)), self.images[job[1]], self.lpips)
+        return scores(read(self.path(*job)), self.images[job[1]], self.lpips)
 
     # --- What is known
 
@@ -204,7 +204,7 @@ class Gallery:
             return Panel(None)
         distance = self.found[job].get("lpips")
         text = "" if distance is None else f"LPIPS {distance:.3f}"
-        return Panel(_load(self.path(*job)), text)
+        return Panel(read(self.path(*job)), text)
 
     def _draw_scatter(self) -> None:
         distances = self._distances()
@@ -238,6 +238,7 @@ def _save(picture: Tensor, path: Path) -> None:
     Image.fromarray(np.ascontiguousarray(picture.permute(1, 2, 0).numpy())).save(path)
 
 
-def _load(path: Path) -> Tensor:
+def read(path: Path) -> Tensor:
+    """A picture, RGB in uint8 (3, H, W)."""
     with Image.open(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

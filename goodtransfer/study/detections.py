@@ -1,6 +1,7 @@
 """What a detection cell leaves: every detection, and its precision over recall."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from goodtransfer.analysis import diagnose
+from goodtransfer.analysis.detections import from_tasks
+from goodtransfer.analysis.error_measures import measure
 from goodtransfer.data import VOCDetectionDataModule
 from goodtransfer.metrics import VOCDetectionAP
 
@@ -19,10 +23,11 @@ Found = dict[int, dict[str, Tensor]]  # image_id: boxes, scores, labels
 
 
 class KeepDetections(pl.Callback):
-    """Holds what ``Trainer.test`` detects, by image id."""
+    """Holds what ``Trainer.test`` detects and what there is, by image id."""
 
     def __init__(self) -> None:
         self.found: Found = {}
+        self.targets: Found = {}
 
     def on_test_batch_end(
         self,
@@ -34,7 +39,9 @@ class KeepDetections(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         for found, target in zip(outputs["detections"], batch[1], strict=True):
-            self.found[int(target["image_id"])] = {k: v.cpu() for k, v in found.items()}
+            number = int(target["image_id"])
+            self.found[number] = {k: v.cpu() for k, v in found.items()}
+            self.targets[number] = {k: torch.as_tensor(v).cpu() for k, v in target.items()}
 
 
 def write_detections(
@@ -51,6 +58,17 @@ def write_detections(
     precision = mean_precision(metric, data.num_classes)
     curve = {"recall": RECALL.tolist(), "precision": precision.tolist()}
     (folder / "precision.json").write_text(json.dumps(curve) + "\n")
+
+
+def write_errors(folder: Path, kept: KeepDetections, class_names: Sequence[str]) -> None:
+    """Write ``errors.safetensors``: Hoiem's measures of every class (Figures 1 and 7)."""
+    ids = sorted(kept.found)
+    predictions = [{**kept.found[i], "image_id": torch.tensor(i)} for i in ids]
+    found, truth = from_tasks(predictions, [kept.targets[i] for i in ids], class_names)
+    measures = measure(diagnose(found, truth))
+    tensors = {k: torch.from_numpy(v).contiguous() for k, v in measures._asdict().items()}
+    described = {"class_names": json.dumps(list(class_names))}
+    save_file(tensors, folder / "errors.safetensors", described)
 
 
 def mean_precision(metric: VOCDetectionAP, num_classes: int, iou: float = 0.5) -> Any:

@@ -1,15 +1,24 @@
 """The paper's figures, and curves, from the results that are there; readable without colours."""
 
+import base64
 import io
 import json
+import re
 import statistics
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from goodtransfer.analysis.error_figures import draw_shares, draw_trend
+from goodtransfer.analysis.error_measures import Measures
+from goodtransfer.analysis.gallery import read
+from goodtransfer.analysis.inversion_figures import Panel, grid, scatter
 from goodtransfer.study.plan import Cell, Study
+from goodtransfer.study.protocol import EXEMPLAR_V2, MOCO_V2, SUPERVISED
 from goodtransfer.study.results import Results
 
 MARKERS = "osv^Dx+"
@@ -25,11 +34,11 @@ class Figure(NamedTuple):
 
     Attributes:
         caption: what it shows.
-        svg: to stand in a page.
+        html: to stand in a page.
     """
 
     caption: str
-    svg: str
+    html: str
 
 
 def figures(study: Study, results: Results) -> list[Figure]:
@@ -37,8 +46,8 @@ def figures(study: Study, results: Results) -> list[Figure]:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    drawn = (*_curves(study, results), *_precision(study, results))
-    return [*drawn, *_figure3(study, results), *_figure4(study, results)]
+    parts = (_curves, _precision, _figures17, _figure2, _figure6, _figure3, _figure4)
+    return [figure for part in parts for figure in part(study, results)]
 
 
 def finished(study: Study, results: Results, kind: str) -> list[Cell]:
@@ -53,12 +62,14 @@ def _curves(study: Study, results: Results) -> Iterator[Figure]:
     histories = [(c, results.curves(c.key)) for c in finished(study, results, "pretrain")]
     for name, caption in CURVES.items():
         figure, axes = _axes()
-        for cell, history in histories:
+        for number, (cell, history) in enumerate(histories):
             points = [(row["step"], row[name]) for row in history if name in row]
             if points:
                 steps, values = zip(*points, strict=True)
-                style = "-" if len(points) > 12 else ".-"
-                axes.plot(steps, _smooth(values), style, label=cell.row.title, linewidth=1.3)
+                marked = {"marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+                every = max(1, len(points) // 6)
+                label = cell.row.title
+                axes.plot(steps, _smooth(values), label=label, markevery=every, **marked, lw=1.2)
         axes.set(xlabel="step", ylabel=caption)
         yield from _lines(caption, figure, axes)
 
@@ -72,6 +83,62 @@ def _precision(study: Study, results: Results) -> Iterator[Figure]:
     axes.set(xlabel="recall", ylabel="interpolated precision", xlim=(0, 1), ylim=(0, None))
     caption = "precision over recall at IoU .5, mean of the classes; its mean is AP50"
     yield from _lines(caption, figure, axes)
+
+
+def _figures17(study: Study, results: Results) -> Iterator[Figure]:
+    """Where detections fail: cross-entropy, MoCo and Exemplar side by side, mean of the classes."""
+    compared = [study.scale.apply(row) for row in (SUPERVISED, MOCO_V2, EXEMPLAR_V2)]
+    cells = [cell for cell in finished(study, results, "voc07") if cell.row in compared]
+    if not cells:
+        return
+    found = {c.row.name: load_file(results.folder(c.key) / "errors.safetensors") for c in cells}
+    models = {name: Measures(**tensors) for name, tensors in found.items()}
+    panels = {"mean of the classes": range(len(next(iter(models.values())).ap))}
+    for draw, number, caption in (
+        (draw_trend, 1, "types of false positives, best ones first"),
+        (draw_shares, 7, "what the first detections are, as many as there are objects"),
+    ):
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "figure.svg"
+            draw(models, panels, file)
+            yield Figure(f"Figure {number}: {caption}", _bare(file.read_text("utf-8")))
+
+
+def _galleries(study: Study, results: Results) -> dict[str, Path]:
+    """By row, the images that were rebuilt from its features."""
+    cells = finished(study, results, "inversion")
+    return {cell.row.name: results.folder(cell.key) / "gallery" for cell in cells}
+
+
+def _figure2(study: Study, results: Results) -> Iterator[Figure]:
+    """Images beside what is rebuilt from the features of each pretraining."""
+    galleries = _galleries(study, results)
+    if not galleries:
+        return
+    first = next(iter(galleries.values())) / "original"
+    names = [f.relative_to(first).with_suffix("") for f in sorted(first.rglob("*.png"))][:8]
+    sources = {"original": first} | {name: of / name for name, of in galleries.items()}
+    columns = {
+        title: [Panel(read(folder / f"{name}.png")) for name in names]
+        for title, folder in sources.items()
+    }
+    buffer = io.BytesIO()
+    grid(columns).save(buffer, "png")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    image = f'<img alt="Figure 2" src="data:image/png;base64,{encoded}">'
+    yield Figure("Figure 2: images, and what is rebuilt from their features", image)
+
+
+def _figure6(study: Study, results: Results) -> Iterator[Figure]:
+    """Each image's distance, MoCo's against the others'."""
+    distances = {}
+    for name, folder in _galleries(study, results).items():
+        made = json.loads((folder / "results.json").read_text())["inversions"]
+        if all("lpips_uncalibrated" in entry for entry in made):
+            distances[name] = [entry["lpips_uncalibrated"] for entry in made]
+    ordered = dict(sorted(distances.items(), key=lambda item: item[0] != MOCO_V2.name))
+    if len(ordered) > 1:
+        yield Figure("Figure 6: distance of rebuilt images from theirs", _svg(scatter(ordered)))
 
 
 def _figure3(study: Study, results: Results) -> Iterator[Figure]:
@@ -154,11 +221,14 @@ def _lines(caption: str, figure: Any, axes: Any) -> Iterator[Figure]:
 
 def _svg(figure: Any) -> str:
     buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing)
+    figure.savefig(buffer, format="svg")
     _close(figure)
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
+    return _bare(buffer.getvalue())
+
+
+def _bare(svg: str) -> str:
+    """An SVG as it stands in a page, without its date and its makers."""
+    return re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
 
 
 def _close(figure: Any) -> None:

@@ -3,9 +3,14 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from goodtransfer import views
+from goodtransfer.analysis import Gallery
 from goodtransfer.callbacks import KeepEncoders
 from goodtransfer.data import (
     CityscapesDataModule,
@@ -15,9 +20,10 @@ from goodtransfer.data import (
     VOCDetectionDataModule,
     toy,
 )
+from goodtransfer.data.images import ImageDataModule
 from goodtransfer.data.voc import VOC_CLASSES
 from goodtransfer.study import fitting
-from goodtransfer.study.detections import KeepDetections, write_detections
+from goodtransfer.study.detections import KeepDetections, write_detections, write_errors
 from goodtransfer.study.faces import KeepFaces
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.pretrainings import images
@@ -84,6 +90,7 @@ def _voc07(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) 
     )
     metrics = _fitted(trainer, task, data, work)
     write_detections(finished, kept.found, task.ap, data)
+    write_errors(finished, kept, data.class_names)
     return metrics
 
 
@@ -131,6 +138,38 @@ def _few_shot(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> M
     return {k: v for part in found for k, v in fitting.plain(part).items()}
 
 
+def _inversion(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) -> Measured:
+    protocol = study.scale.protocol("inversion")
+    data = images(study, "imagenet", cell.seed)(size=protocol.size)
+    gallery = Gallery(
+        work / "gallery",
+        {cell.row.name: load_encoder(encoder)},
+        _one_of_each_class(data, protocol.images, cell.seed),
+        **{name: getattr(protocol, name) for name in ("stage", "steps", "lr")},
+        seed=cell.seed,
+    )
+    gallery.fill()
+    shutil.copytree(gallery.out, finished / "gallery")
+    found = list(gallery.found.values())
+    return {name: fmean(scores[name] for scores in found) for name in found[0]}
+
+
+def _one_of_each_class(data: ImageDataModule, count: int, seed: int) -> dict[str, Tensor]:
+    """By name, the middles of test images: one of each class by lot, then one more of each."""
+    files = data.files("val")
+    lot = np.random.default_rng(seed).permutation(len(files))
+    labels = files.labels[lot]
+    grouped = np.argsort(labels, kind="stable")
+    turn = np.empty_like(grouped)  # of an image in its class
+    turn[grouped] = np.arange(len(lot)) - np.searchsorted(labels[grouped], labels[grouped])
+    chosen = lot[np.lexsort((labels, turn))][:count]
+    crop = views.center(data.size)
+    return {
+        Path(files.name(n)).with_suffix("").as_posix(): crop(views.decode(files.path(n)))[0]
+        for n in chosen.tolist()
+    }
+
+
 def _landmarks(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) -> Measured:
     protocol = study.scale.protocol("landmarks")
     data = MAFLDataModule(
@@ -162,4 +201,5 @@ _KINDS: dict[str, Callable[[Study, Cell, Path, Path, Path], Measured]] = {
     "base": _linear,
     "few_shot": _few_shot,
     "landmarks": _landmarks,
+    "inversion": _inversion,
 }

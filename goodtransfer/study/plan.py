@@ -128,9 +128,16 @@ class Study:
         settings |= {name: str(root) for name, root in self.roots.items()}
         if "voc" in self.roots:
             settings["voc_splits"] = self.voc_splits
-        temporary = self.out / "study.json.tmp"
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(temporary, self.out / "study.json")
+        text = json.dumps(settings, indent=2) + "\n"
+        if not self.file.is_file() or self.file.read_text() != text:
+            temporary = self.file.with_suffix(".json.tmp")
+            temporary.write_text(text)
+            os.replace(temporary, self.file)
+
+    @property
+    def file(self) -> Path:
+        """What the folder remembers of its choices."""
+        return self.out / "study.json"
 
     def drawn(self, data: str) -> bool:
         """Whether a data set is the toy world's."""

@@ -114,6 +114,37 @@ SUPERVISED = MOCO_V2.but(
     crop=0.08,
     arguments={"encoder": "resnet50", "lr": 0.1, "weight_decay": 1e-4, "schedule": "cosine"},
 )
+INSTDISC = Pretraining(
+    name="InstDisc",
+    method="InstDisc",
+    views="instdisc",
+    arguments={
+        "encoder": "resnet50",
+        "loss": "nce",
+        "negatives": "auto",
+        "temperature": 0.07,
+        "momentum": 0.5,
+        "dim": 128,
+        "lr": 0.03,
+        "weight_decay": 1e-4,
+        "schedule": "step",
+    },
+)
+# With the batch of the others, and the rate that the linear rule gives it (protocol 1.8).
+SIMCLR = Pretraining(
+    name="SimCLR",
+    method="SimCLR",
+    views="simclr",
+    crop=0.08,
+    arguments={
+        "encoder": "resnet50",
+        "temperature": 0.1,
+        "dim": 128,
+        "lr": 0.3,
+        "weight_decay": 1e-6,
+        "warmup_epochs": 10,
+    },
+)
 UNTRAINED = SUPERVISED.but(
     name="Untrained", method="none", epochs=0, keep=(), arguments={"encoder": "resnet50"}
 )

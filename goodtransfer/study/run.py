@@ -5,7 +5,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from goodtransfer.study.plan import Study
-from goodtransfer.study.report import write_report
 from goodtransfer.study.results import Results
 
 
@@ -27,6 +26,15 @@ def run_study(study: Study) -> Path:
     if options := study.left_out():
         named = ", ".join(sorted(options))
         print(f"Rows and columns are left out whose images were not named: {named}.")
-    report = write_report(study)
+    report = study.out / "report.html"
+    if not _newer(report, [study.file, *(results.folder(c.key) / "metrics.json" for c in cells)]):
+        from goodtransfer.study.report import write_report
+
+        write_report(study)
     print(f"{len(cells) - done} cells made, {done} were done. Report: {report}")
     return report
+
+
+def _newer(file: Path, than: list[Path]) -> bool:
+    """Whether a file was written after all that it is made of."""
+    return file.is_file() and file.stat().st_mtime > max(f.stat().st_mtime for f in than)

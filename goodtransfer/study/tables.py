@@ -14,12 +14,14 @@ from goodtransfer.study.protocol import (
     FACES,
     FEW_SHOT,
     FIGURE_4,
+    INSTDISC,
     K1M,
     K64,
     MOCO_V1,
     MOCO_V2,
     PIXELS,
     SCRATCH,
+    SIMCLR,
     SUPERVISED,
     SUPERVISED_LADDER,
     SUPERVISED_ON,
@@ -190,6 +192,19 @@ def _table10() -> Table:
     return Table("10", "Table 10: queue size and temperature", ("acc",), tuple(rows))
 
 
+def _figure2() -> Table:
+    """With the two means of appendix D.2."""
+    columns = ("lpips_uncalibrated", "lpips", "psnr", "ssim")
+    means = paper()["prose_numbers"]["lpips_squeezenet_mean_1000_val_images"]
+    printed = {SUPERVISED.name: means["supervised"], MOCO_V2.name: means["moco"]}
+    rows = [
+        Row(row.name, row, {"lpips_uncalibrated": printed.get(row.name)})
+        for row in (SUPERVISED, INSTDISC, SIMCLR, MOCO_V2)
+    ]
+    title = "Figures 2 and 6: images rebuilt from features"
+    return Table("figure2", title, columns, tuple(rows))
+
+
 def _figure4() -> Table:
     rows = [
         Row(f"{row.name}, epoch {row.kept_epoch(percent)} of 200", row, {}, percent)
@@ -216,6 +231,6 @@ TABLES = {
     table.name: table
     for table in (
         *(_table1(), _table2(), _table3(), _supervised(), _floor()),
-        *(_table4(), _table5(), _table6(), _table10(), _figure4()),
+        *(_table4(), _table5(), _table6(), _table10(), _figure2(), _figure4()),
     )
 }

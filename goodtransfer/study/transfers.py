@@ -174,6 +174,27 @@ class Landmarks:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Inversion:
+    """What features remember of images that were not pretrained on (protocols 8 and 9).
+
+    Attributes:
+        images: the first of each class in turn, drawn by the seed: the paper's 1,000 classes.
+        steps, stage, lr: of each image's search.
+        size: side of the images in pixels.
+    """
+
+    images: int = 1_000
+    steps: int = 3_001
+    stage: int = 5
+    lr: float = 1e-3
+    size: int = 224
+
+    def values(self) -> dict[str, Any]:
+        """All that decides the run, flat."""
+        return asdict(self)
+
+
 # What the paper runs, by kind of cell.
 PAPER: Mapping[str, Any] = {
     "linear": Linear(),
@@ -185,6 +206,7 @@ PAPER: Mapping[str, Any] = {
     "base": Linear(),
     "few_shot": FewShot(),
     "landmarks": Landmarks(),
+    "inversion": Inversion(),
 }
 
 
@@ -266,8 +288,18 @@ TRANSFERS = {
         {"landmark_error": "landmark error", "landmark_error_mean_shape": "of the mean shape"},
         "Where the landmarks are",
     ),
+    "inversion": Transfer(
+        "imagenet",
+        {
+            "lpips_uncalibrated": "LPIPS, uncalibrated",
+            "lpips": "LPIPS",
+            "psnr": "PSNR, dB",
+            "ssim": "SSIM",
+        },
+        "What the features remember",
+    ),
 }
 
 HEADINGS = {name: title for t in TRANSFERS.values() for name, title in t.columns.items()}
-LOWER_IS_BETTER = {"landmark_error", "landmark_error_mean_shape"}
+LOWER_IS_BETTER = {"landmark_error", "landmark_error_mean_shape", "lpips_uncalibrated", "lpips"}
 NOT_RANKED = {"novel_1shot_ci95", "novel_5shot_ci95", "landmark_error_mean_shape"}

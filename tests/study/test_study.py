@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -16,8 +17,16 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from goodtransfer import MAFLDataModule, VOCDetectionAP, VOCDetectionDataModule
+from goodtransfer import (
+    MAFLDataModule,
+    VOCDetectionAP,
+    VOCDetectionDataModule,
+    diagnose,
+    read_detections,
+)
+from goodtransfer.analysis.error_measures import measure
 from goodtransfer.cli import main as cli
+from goodtransfer.cli.diagnose import read_voc
 from goodtransfer.data import make_voc
 from goodtransfer.data.fingerprint import fingerprint
 from goodtransfer.study.cells import run_cell
@@ -143,6 +152,52 @@ def test_rows_without_images_are_left_out_and_named(tmp_path):
         for name in ("ImageNet", "ImageNet-10%", "ImageNet-100", "CelebA", "COCO")
     ]  # fmt: skip
     assert study.left_out() == {"--places", "--synthia"}
+
+
+@pytest.mark.data
+def test_figures_2_and_6_rebuild_the_same_images_from_every_pretraining(
+    tmp_path, shared, monkeypatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(shared / "weights/torch_home"))
+    out = tmp_path / "s"
+    assert main(["run", "--scale", "tiny", "--table", "figure2", "--out", str(out)]) == 0
+    study = Study.open(out)
+    results = Results(study)
+    cells = [c for c in study.cells() if c.kind == "inversion"]
+    assert [c.row.name for c in cells] == ["Supervised", "InstDisc", "SimCLR", "MoCo-v2"]
+    originals = []
+    for cell in cells:
+        gallery = results.folder(cell.key) / "gallery"
+        made = json.loads((gallery / "results.json").read_text())
+        assert made["settings"]["steps"] == 2
+        originals.append({f.name: f.read_bytes() for f in gallery.glob("original/**/*.png")})
+        found = results.metrics(cell.key)
+        assert set(found) == set(TRANSFERS["inversion"].columns) | {"loss"}
+        for name, value in found.items():
+            assert value == pytest.approx(sum(e[name] for e in made["inversions"]) / 2)
+    assert len(originals[0]) == 2
+    assert all(o == originals[0] for o in originals)
+    classes = {entry["image"].split("/")[0] for entry in made["images"]}
+    assert len(classes) == 2  # one of each
+    html = (out / "report.html").read_text()
+    assert "Figure 2: images" in html
+    assert "Figure 6: distance" in html
+
+
+def test_figures_1_and_7_are_those_of_the_stored_detections(finished):
+    study = Study.open(finished)
+    (cell,) = (c for c in study.cells() if c.kind == "voc07" and c.row.name == "Supervised")
+    folder = Results(study).folder(cell.key)
+    kept = load_file(folder / "errors.safetensors")
+    with safe_open(folder / "errors.safetensors", "np") as file:
+        names = json.loads(file.metadata()["class_names"])
+    truth = read_voc(finished / "toy" / "voc", "2007/test", names)
+    measures = measure(diagnose(read_detections(folder / "detections.safetensors", truth), truth))
+    for name, values in measures._asdict().items():
+        np.testing.assert_allclose(kept[name].numpy(), values, err_msg=name)
+    html = (finished / "report.html").read_text()
+    assert "Figure 1: types of false positives" in html
+    assert "Figure 7: what the first detections are" in html
 
 
 def test_figure_3_has_the_same_faces_for_every_pretraining(tmp_path):

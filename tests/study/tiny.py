@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from goodtransfer.study.protocol import K1M, K64
 from goodtransfer.study.scales import SCALES, Scale
-from goodtransfer.study.transfers import C4, City, FewShot, Landmarks, Linear
+from goodtransfer.study.transfers import C4, City, FewShot, Inversion, Landmarks, Linear
 
 _C4 = C4(
     batch=8,
@@ -29,6 +29,7 @@ TINY = Scale(
     "tiny",
     every={"encoder": "resnet10w8", "size": 16, "batch_size": 10, "epochs": 3, "crop": 0.5},
     queue_sizes={2**14: 16, K64: 16, K1M: 24},
+    on_method={"SimCLR": {"warmup_epochs": 1}, "InstDisc": {"loss": "softmax"}},
     on_data={"imagenet100": {"batch_size": 4}},  # which has four images
     by_task={"COCODetection": _C4, "Segmentation": _CITY},
     transfers={
@@ -41,6 +42,7 @@ TINY = Scale(
         "city": _CITY,
         "few_shot": FewShot(episodes=10, queries=2, epochs=5, size=16),
         "landmarks": Landmarks(epochs=1, batch_size=8, size=32),
+        "inversion": Inversion(images=2, steps=2, size=80),
     },
     toy={
         "imagenet": {"train": 40, "val": 20, "size": 24, "seed": 0},
