@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from goodtransfer.analysis.detections import (
-    GroundTruth,
-    checked,
-    voc_pixels,
-)
+from goodtransfer.analysis.detections import GroundTruth, checked, voc_pixels
+from goodtransfer.metrics.images import check_columns
 from goodtransfer.metrics.voc import Detections, Ints, Objects
 
 FORMATS = (
@@ -145,7 +142,7 @@ def _entries(entries: Any, what: str, path: Path, parse: Callable[[Any], Any]) -
     for number, entry in enumerate(entries):
         try:
             parsed.append(parse(entry))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"Expected {what} number {number} of {path} as COCO's files have it, but found "
                 f"{entry!r:.200} ({type(error).__name__}: {error}): correct it."
@@ -175,8 +172,8 @@ def _header(path: Path) -> dict[str, list[str]]:
     try:
         with safe_open(path, "np") as file:
             described = file.metadata() or {}
-            return {key: json.loads(described[key]) for key in ("images", "class_names")}
-    except (SafetensorError, KeyError, ValueError) as error:
+            return {k: list(map(str, json.loads(described[k]))) for k in ("images", "class_names")}
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"Expected detections with the names of their images and classes in {path}, but cannot "
             f"read them ({type(error).__name__}: {error}): pass the file that the study wrote."
@@ -187,12 +184,14 @@ def _read_safetensors(path: Path, truth: GroundTruth) -> Detections:
     from safetensors.numpy import load_file
 
     header, columns = _header(path), load_file(path)
-    missing = sorted({"images", "labels", "scores", "boxes"} - set(columns))
+    missing = sorted({*Detections._fields} - {*columns})
     if missing:
         raise ValueError(
             f"Expected images, labels, scores and boxes in {path}, but {missing[0]} is missing: "
             "pass the file that the study wrote."
         )
+    columns = {key: columns[key] for key in Detections._fields}
+    check_columns(str(path), columns, len(header["class_names"]))
     numbers: dict[str, Ints] = {}
     for key, known in (("images", truth.images), ("class_names", truth.class_names)):
         named = header[key]
@@ -239,7 +238,7 @@ def _read_voc(folder: Path, truth: GroundTruth) -> Detections:
     rows = [
         (*_parsed(line, places, f"line {number} of {files[name]}"), label, number)
         for label, name in enumerate(truth.class_names)
-        for number, line in enumerate(files[name].read_text(encoding="utf-8").splitlines(), 1)
+        for number, line in enumerate(files[name].read_text("utf-8", "replace").splitlines(), 1)
         if line.strip()
     ]
     image, scores, boxes, labels, lines = _columns(rows, 5)

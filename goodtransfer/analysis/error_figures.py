@@ -34,13 +34,15 @@ def draw_trend(
         path: of the picture; its ending says which format.
     """
     figure = _figure(models, panels, TYPES)
+    places = np.arange(len(TICKS))
     for axes, values in _filled(figure, models, panels, "trend"):
-        ticks = np.isfinite(values).all(1)
-        places = np.arange(len(TICKS))
-        areas = axes.stackplot(places[ticks], values[ticks].T, edgecolor="black", linewidth=0.5)
+        ticks = np.flatnonzero(np.isfinite(values).all(1))
+        # A little beyond the last tick, so that one alone is seen.
+        x, y = np.append(ticks, ticks[-1:] + 0.2), values[np.append(ticks, ticks[-1:])]
+        areas = axes.stackplot(x, y.T, edgecolor="black", linewidth=0.5)
         for area, kind in zip(areas, TYPES, strict=True):
             area.set(facecolor=STYLES[kind][0], hatch=STYLES[kind][1])
-        if not ticks.any():
+        if not len(ticks):
             axes.text(2, 50, "undefined", ha="center", va="center", fontsize=9)
         axes.set(xlim=(0, 4), ylim=(0, 100), xticks=places, yticks=(0, 50, 100))
         axes.set_xticklabels(TICKS, rotation=90)
@@ -56,7 +58,6 @@ def draw_shares(
     """Write Figure 7: what the first N detections are, N the number of objects. As `draw_trend`."""
     figure = _figure(models, panels, SLICES)
     for axes, values in _filled(figure, models, panels, "shares"):
-        axes.set_axis_on()
         axes.set(xticks=(), yticks=(), frame_on=False)
         if not np.isfinite(values).all():
             axes.text(0.5, 0.5, "undefined", ha="center", va="center", fontsize=9)
@@ -119,6 +120,15 @@ def _filled(
             values = getattr(measures, what)[list(classes)]
             mean = with_mean(values.reshape(len(classes), -1))[-1]
             yield axes, mean.reshape(values.shape[1:])
+            _tell_classes(axes, np.isfinite(values[..., 0]).sum(0).ravel().tolist(), len(classes))
+
+
+def _tell_classes(axes: Any, known: Sequence[int], every: int) -> None:
+    """Write below a mean how many classes it is of, where it lacks some."""
+    if any(0 < number < every for number in known):
+        text = f"of {', '.join(map(str, known))} classes"
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.text(0.5, 0.02, text, ha="center", fontsize=6, bbox=box, transform=axes.transAxes)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -54,7 +54,9 @@ def measure(
     as if the images had been copied and diagnosed anew.
 
     All of a class without objects to be found is undefined; so are shares of no detections, and a
-    trend where there are too few false positives.
+    trend where there are too few false positives. AP is of protocol 7's matches: unlike VOC's score,
+    an IoU of exactly 0.5 is a hit, so is the second best object where the best is taken, and a second
+    hit of a difficult object is false.
 
     Args:
         diagnosis: of the images.
@@ -75,7 +77,7 @@ def measure(
         trends.append(_fractions(trend(errors, w, TICKS, double_count)) * defined)
         slices.append(_fractions(shares(errors, w)) * defined)
         aps.append(
-            [100 * average_precision(errors, errors.outcome(f), w, interpolation) for f in fixes]
+            [100 * average_precision(*errors.outcomes(fixed), w, interpolation) for fixed in fixes]
         )
     ap = np.array(aps).transpose(2, 0, 1)
     found = Measures(
@@ -159,20 +161,18 @@ def _first(totals: Ints, number: int | Ints, kinds: Kinds, steps: Ints) -> Float
 
 
 def average_precision(
-    errors: ClassErrors, outcome: Kinds, weights: Ints, interpolation: Interpolation
+    images: Ints, counts: Kinds, objects: Ints, weights: Ints, interpolation: Interpolation
 ) -> Floats:
-    """AP (B,) of 0 to 1, of outcomes (n,) 1, -1 or 0; NaN without objects to be found.
+    """AP (B,) of 0 to 1 of ``metrics.voc.Outcomes``; NaN without objects to be found.
 
-    As ``metrics.voc.average_precision``, which here needs the curve at true positives alone. The
-    matches are protocol 7's: unlike VOC's score, an IoU of exactly 0.5 is a hit, so is the second
-    best object where the best is taken, and a second hit of a difficult object is false.
+    As ``metrics.voc.average_precision``, which here needs the curve at true positives alone.
     """
-    positives = weights[errors.objects].sum(0)
-    counted = np.flatnonzero(outcome)
-    hits = np.flatnonzero(outcome[counted] > 0)
+    positives = weights[objects].sum(0)
+    counted = np.flatnonzero(counts)
+    hits = np.flatnonzero(counts[counted] > 0)
     if not len(hits):
         return np.where(positives > 0, 0.0, np.nan)
-    images = errors.images[counted[: hits[-1] + 1]]
+    images = images[counted[: hits[-1] + 1]]
     true = np.cumsum(weights[images[hits]], axis=0)
     # Between two true positives, the second of them included, each row is counted in one sum.
     seen = np.cumsum(np.add.reduceat(weights[images], np.append(0, hits[:-1] + 1), axis=0), axis=0)

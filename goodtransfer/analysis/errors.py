@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goodtransfer.analysis.detections import GroundTruth, checked
-from goodtransfer.metrics.voc import Bools, Detections, Floats, Ints, box_iou
+from goodtransfer.metrics.voc import Bools, Detections, Floats, Ints, Outcomes, box_iou
 
 TYPES = ("Loc", "Sim", "Oth", "BG")
 SLICES = ("Cor", *TYPES)
@@ -68,17 +68,18 @@ class ClassErrors(NamedTuple):
     nearest: Kinds
     objects: Ints
 
-    def outcome(self, fixed: Collection[str] = ()) -> Kinds:
-        """1 for what counts as true, -1 as false, 0 as nothing (n,), with some types fixed.
+    def outcomes(self, fixed: Collection[str] = ()) -> Outcomes:
+        """What the detections count as, with some types fixed.
 
         Fixing Loc lets an IoU of 0.1 suffice: a poor box becomes the true positive of the object
         that it takes, best score first, and duplicates count as nothing: the toolbox's ``fixloc``.
         Fixing another type takes its false positives away, as its ``ignoresimilar``; its
         ``ignorebg`` fixes Oth and BG at once.
         """
-        outcome = self.weak if "Loc" in fixed else self.strong
+        counts = self.weak if "Loc" in fixed else self.strong
         gone = [SLICES.index(kind) for kind in fixed if kind != "Loc"]
-        return np.where(np.isin(self.kinds, gone), np.int8(0), outcome)
+        counts = np.where(np.isin(self.kinds, gone), np.int8(0), counts)
+        return Outcomes(self.images, counts, self.objects)
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,8 @@ def _overlaps(found: Detections, truth: GroundTruth) -> _Overlaps:
         shift = np.repeat(first - np.cumsum(count) + count, count)
         rows = by_image[np.arange(len(shift)) + shift]
         ours = np.repeat(some, count)
-        iou = box_iou(found.boxes[ours], objects.boxes[rows])
+        with np.errstate(invalid="ignore"):  # 0 / 0 of boxes without an area overlaps nothing
+            iou = box_iou(found.boxes[ours], objects.boxes[rows])
         enough = iou >= WEAK
         parts.append((ours[enough], rows[enough], iou[enough]))
     ours, rows, iou = (np.concatenate(columns) for columns in zip(*parts, strict=True))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,9 +68,9 @@ class Gallery:
         self.seeds = {name: zlib.crc32(f"{seed}/{name}".encode()) for name in images}
         self.keys = self._keys()
         self.lpips, self.note = _lpips()
+        self.found = self._read()
         for name, image in images.items():
             _save(image, self.path("original", name))
-        self.found = self._read()
         self._write()
 
     def path(self, label: str, name: str) -> Path:
@@ -94,16 +95,19 @@ class Gallery:
 
     def _make(self, job: Job, device: str, every: int, bar: Any, before: int) -> None:
         (label, name), path = job, self.path(*job)
+        steps = path.with_name(f"{path.stem}_steps")
 
         def watch(search: Search) -> None:
             done = len(search.losses)
             bar.update(before + done - bar.n)
             if done % every == 0:
                 bar.set_postfix(loss=f"{float(search.losses[-1]):.3g}", refresh=False)
-                _save(search.picture(), path.with_name(f"{path.stem}_steps") / f"{done:05d}.png")
+                _save(search.picture(), steps / f"{done:05d}.png")
 
         checkpoint = path.with_suffix(".partial")
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        if not checkpoint.exists():  # previews of other settings, seeds or weights
+            shutil.rmtree(steps, ignore_errors=True)
         made = invert(
             self.encoders[label], self.images[name], stage=self.stage, steps=self.steps, lr=self.lr,
             seed=self.seeds[name], device=device, checkpoint=checkpoint, every=every, watch=watch,
@@ -131,12 +135,17 @@ class Gallery:
 
     def _read(self) -> dict[Job, dict[str, float]]:
         """The numbers of the pictures that are there, with distances if they had to wait."""
+        file, found = self.out / "results.json", {}
         try:
-            kept = json.loads((self.out / "results.json").read_text(encoding="utf-8"))
+            entries = json.loads(file.read_text(encoding="utf-8"))["inversions"]
         except FileNotFoundError:
             return {}
-        found = {}
-        for entry in kept["inversions"]:
+        except (NotADirectoryError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"Expected a folder that is new, or holds inversions, but cannot read {file} "
+                f"({type(error).__name__}: {error}): take another folder."
+            ) from error
+        for entry in entries:
             job, key = (entry.pop("encoder"), entry.pop("image")), entry.pop("key")
             if self.keys.get(job) == key and self.path(*job).exists():
                 waits = self.lpips is not None and "lpips" not in entry
@@ -207,11 +216,12 @@ class Gallery:
         return Panel(read(self.path(*job)), text)
 
     def _draw_scatter(self) -> None:
-        distances = self._distances()
+        file, distances = self.out / "figure6.png", self._distances()
+        file.unlink(missing_ok=True)
         if len(distances) < 2 or min(map(len, distances.values())) < 2:
             return  # no two of anything
         try:
-            scatter(distances).savefig(self.out / "figure6.png", dpi=150)
+            scatter(distances).savefig(file, dpi=150)
         except ModuleNotFoundError as error:
             log.warning("No figure6.png: %s", error)
 

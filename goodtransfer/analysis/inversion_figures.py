@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -96,8 +97,9 @@ def _panel(ax: Any, name: str, other: str, a: Sequence[float], b: Sequence[float
     ax.plot(ends, ends, color="0.7", linewidth=1, zorder=1)
     ax.scatter(b, a, s=14, color="#0072B2", alpha=0.7, linewidths=0, zorder=2)
     ax.set(xlim=ends, ylim=ends, aspect="equal")
-    ax.set(xlabel=f"LPIPS uncalibrated, {other}", ylabel=f"LPIPS uncalibrated, {name}")
-    ax.set_title(f"{name} is nearer on {percent(win_rate(a, b))}", fontsize=8)
+    labels = (fill(f"LPIPS uncalibrated, {of}", 36) for of in (other, name))
+    ax.set(**dict(zip(("xlabel", "ylabel"), labels, strict=True)))
+    ax.set_title(fill(f"{name} is nearer on {percent(win_rate(a, b))}", 64), fontsize=8)
 
 
 def percent(found: WinRate) -> str:

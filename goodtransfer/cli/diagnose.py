@@ -43,8 +43,11 @@ figure7.png (what the first N detections are, N the number of objects).
 def main(argv: Sequence[str]) -> int:
     """Diagnose models, compare them to the first, print and write what came out."""
     arguments = _parser().parse_args(argv)
-    if arguments.resamples < 0:
-        raise ValueError(f"Expected --resamples of 0 or more, but got {arguments.resamples}.")
+    for name in ("resamples", "seed"):
+        if (number := getattr(arguments, name)) < 0:
+            raise ValueError(f"Expected --{name} of 0 or more, but got {number}.")
+    if arguments.out.is_file():
+        raise NotADirectoryError(f"Expected a folder as --out, but {arguments.out} is a file.")
     from goodtransfer.analysis.detection_files import read_detections
     from goodtransfer.analysis.error_measures import measure
     from goodtransfer.analysis.errors import diagnose
@@ -238,7 +241,10 @@ def _text(
     """The tables of the means over the classes."""
     some = next(iter(diagnoses.values()))
     names = some.truth.class_names
-    lines = [f"Mean of {len(names)} classes on {len(some.truth.images):,} images, %", ""]
+    lines = [
+        f"Mean of {len(names)} classes, where defined, on {len(some.truth.images):,} images, %",
+        "",
+    ]
     lines += _table({name: _cells(of, signed=False) for name, of in estimates.items()})
     lines += ["", *_gaps(names, diagnoses, measures)]
     if not some.similar.any():

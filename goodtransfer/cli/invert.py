@@ -53,6 +53,8 @@ def _invert(arguments: argparse.Namespace) -> None:
     from goodtransfer.analysis.inversion import prepare, seeded
     from goodtransfer.weights import load_encoder
 
+    if not 0 <= arguments.seed < 2**63:
+        raise ValueError(f"Expected a --seed from 0 to 2**63 - 1, but got {arguments.seed}.")
     specs = _labelled(arguments.encoders)
     files = _chosen(arguments.images, arguments.images_per_class, arguments.seed)
     images = {name: _cropped(file, arguments.size) for name, file in files.items()}
@@ -61,8 +63,12 @@ def _invert(arguments: argparse.Namespace) -> None:
         with seeded(arguments.seed):  # for an encoder without weights
             encoders[label] = load_encoder(spec)
     options = {name: getattr(arguments, name) for name in ("stage", "lr", "seed")}
-    for encoder in encoders.values():  # refused before hours go into the others
-        prepare(encoder, next(iter(images.values())), device=arguments.device, **options)
+    first = next(iter(images.values()))
+    for label, encoder in encoders.items():  # refused before hours go into the others
+        try:
+            prepare(encoder, first, device=arguments.device, **options)
+        except ValueError as error:
+            raise ValueError(f"{error} (With {label}={specs[label]}.)") from error
     about = {"encoders": specs, "files": {name: str(file) for name, file in files.items()}}
     gallery = Gallery(
         arguments.out, encoders, images, steps=arguments.steps, about=about, **options
@@ -78,7 +84,7 @@ def _labelled(given: Sequence[str]) -> dict[str, str]:
     """Column name -> what to load. A name is given as NAME=ENCODER, or made from it."""
     specs: dict[str, str] = {}
     for word in given:
-        named = None if Path(word).exists() else re.fullmatch(r"([\w.-]+)=(.+)", word)
+        named = None if Path(word).exists() else re.fullmatch(r"(\w[\w.-]*)=(.+)", word)
         label, spec = named.groups() if named else (_label(word), word)
         if label in specs or label == "original":
             raise ValueError(
@@ -103,9 +109,8 @@ def _chosen(given: Sequence[Path], per_class: int | None, seed: int) -> dict[str
         if per_class is not None:
             found = list(_of_classes(path, per_class, seed))
         elif path.is_dir():
-            found = [
-                (path, name) for name in map(scan_flat(path).name, range(len(scan_flat(path))))
-            ]
+            inside = scan_flat(path)
+            found = [(path, inside.name(number)) for number in range(len(inside))]
         else:
             found = [(path.parent, path.name)]
         if not found:

@@ -47,6 +47,14 @@ class Objects(NamedTuple):
     difficult: Bools  # (G,)
 
 
+class Outcomes(NamedTuple):
+    """What became of the n detections of one class at one threshold, best score first."""
+
+    images: Ints  # (n,), they are in
+    counts: NDArray[np.int8]  # (n,), 1 as true, -1 as false, 0 as nothing
+    objects: Ints  # images of the objects to be found, one each
+
+
 class _Matches(NamedTuple):
     """What the n detections of one class, best score first, met at all thresholds.
 
@@ -57,13 +65,18 @@ class _Matches(NamedTuple):
     passed: Ints  # (n,), thresholds below the IoU with the best object
     taken: Ints  # (n,), thresholds at which an earlier detection has hit that object
     difficult: Bools  # (n,), whether that object is
-    positives: int  # objects to be found
+    images: Ints  # (n,)
+    objects: Ints  # images of the objects to be found
+
+    def counts(self, threshold: int) -> NDArray[np.int8]:
+        hit, first = self.passed > threshold, self.taken <= threshold
+        cases = [hit & first & ~self.difficult, ~hit | ~(first | self.difficult)]
+        return np.select(cases, [1, -1], 0).astype(np.int8)
 
     def curve(self, threshold: int) -> tuple[Floats, Floats]:
-        hit, first = self.passed > threshold, self.taken <= threshold
-        true = np.cumsum(hit & first & ~self.difficult)
-        false = np.cumsum(~hit | ~(first | self.difficult))
-        recall = true / self.positives if self.positives else np.full(len(true), np.nan)
+        counts, positives = self.counts(threshold), len(self.objects)
+        true, false = np.cumsum(counts > 0), np.cumsum(counts < 0)
+        recall = true / positives if positives else np.full(len(true), np.nan)
         return recall, true / np.maximum(true + false, 1)
 
 
@@ -90,6 +103,11 @@ class Evaluation:
         Recall is NaN where no object is to be found.
         """
         return self._matches[label].curve(self._row(threshold))
+
+    def outcomes(self, label: int, threshold: float = 0.5) -> Outcomes:
+        """What became of each detection of a class."""
+        matches = self._matches[label]
+        return Outcomes(matches.images, matches.counts(self._row(threshold)), matches.objects)
 
     def _row(self, threshold: float) -> int:
         if threshold not in self.thresholds:
@@ -154,13 +172,14 @@ def evaluate(
     taken[hits[1:]] = np.maximum(running[:-1] - start[1:], 0)
 
     ends = np.searchsorted(detections.labels, np.arange(num_classes + 1))
-    positives = np.bincount(objects.labels[~objects.difficult], minlength=num_classes)
+    wanted = [~objects.difficult & (objects.labels == label) for label in range(num_classes)]
+    images = detections.images
     matches = tuple(
-        _Matches(passed[a:b], taken[a:b], difficult[a:b], int(count))
-        for a, b, count in zip(ends[:-1], ends[1:], positives, strict=True)
+        _Matches(passed[a:b], taken[a:b], difficult[a:b], images[a:b], objects.images[there])
+        for a, b, there in zip(ends[:-1], ends[1:], wanted, strict=True)
     )
     ap = [
-        [average_precision(*m.curve(t), interpolation) if m.positives else 0.0 for m in matches]
+        [average_precision(*m.curve(t), interpolation) if len(m.objects) else 0.0 for m in matches]
         for t in range(len(thresholds))
     ]
     return Evaluation(np.array(ap), tuple(thresholds), matches)

@@ -237,6 +237,7 @@ def changed(row, **values):
         (changed(0, bbox=[1, 2, float("nan"), 4]), "result number 0 of .*nan"),
         (changed(0, bbox=[1, 2, -3, 4]), r"result number 0 of .*\[1, 2, -3, 4\]"),
         (changed(0, bbox=[1, 2, 3]), r"result number 0 of .*\[1, 2, 3\]"),
+        (changed(0, score=10**400), "result number 0 of .*OverflowError"),
         ({"annotations": []}, "a list with each result"),
         ([3], "result number 0 of .*3"),
     ],
@@ -288,6 +289,9 @@ def test_a_line_of_a_later_class_is_named_by_its_own_file(tmp_path):
     (folder / "comp4_det_test_dog.txt").write_text("\na 0.5 1 1 2 2\n\na 0.5 9 1 2 2\n")
     with pytest.raises(ValueError, match=r"line 4 of .*comp4_det_test_dog\.txt"):
         read_detections(folder, truth())
+    (folder / "comp4_det_test_dog.txt").write_bytes(b"a 0.5 1 1 2 2\n\xff 0.5 1 1 2 2\n")
+    with pytest.raises(ValueError, match=r"line 2 of .*comp4_det_test_dog\.txt is of '\ufffd'"):
+        read_detections(folder, truth())
 
 
 def test_voc_folders_have_one_file_for_each_class(tmp_path):
@@ -309,10 +313,11 @@ def test_voc_folders_have_one_file_for_each_class(tmp_path):
     [
         ({"names": ("b", "c", "x"), "found": [("x", *FOUND[0][1:])]}, "images of the ground truth .*'x'"),
         ({"classes": ("dog", "cat", "cow"), "labels": torch.tensor([0, 1, 2])}, "class_names of .*'cow'"),
-        ({"labels": torch.tensor([0, 1, 7])}, "class_names of .*7"),
+        ({"labels": torch.tensor([0, 1, 7])}, "labels from 0 to 1 in .*safetensors, but got 0 to 7"),
         ({"images": torch.tensor([0, 1, -1])}, "images of .*-1"),
         ({"scores": None}, "scores and boxes in .*but scores is missing"),
-        ({"scores": torch.tensor([0.5, 0.4])}, "everything else"),
+        ({"scores": torch.tensor([0.5, 0.4])}, "everything else .* in .*safetensors"),
+        ({"boxes": torch.zeros(3, 3)}, r"boxes \(n, 4\) .* in .*safetensors.*'boxes': \(3, 3\)"),
         ({"scores": torch.tensor([0.5, float("nan"), 0])}, "finite scores, but row 1 of .* has nan"),
         ({"boxes": torch.tensor([[5.0, 1, 2, 2]] * 3)}, "x1 <= x2 .*row 0 of .* has .* = 6, 2, 2, 2"),
     ],
@@ -335,6 +340,9 @@ def test_other_files_are_refused(tmp_path):
         class_names_in(path)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="names of their images and classes in .*KeyError"):
+        read_detections(path, truth())
+    save_file({"x": torch.zeros(1)}, path, {"images": "3", "class_names": "[]"})
+    with pytest.raises(ValueError, match="names of their images and classes in .*TypeError"):
         read_detections(path, truth())
 
 

@@ -46,9 +46,26 @@ def test_figures_draw_the_numbers(tmp_path, monkeypatch):
     assert b.get_title() == "b"
     tops = [area.get_paths()[0].vertices[:, 1].max() for area in b.collections]
     assert tops == pytest.approx(np.cumsum(parts[1, :3], 1).max(0))
-    assert max(area.get_paths()[0].vertices[:, 0].max() for area in b.collections) == 2
+    assert max(area.get_paths()[0].vertices[:, 0].max() for area in b.collections) == 2.2
+    assert [text.get_text() for text in both.texts] == ["of 2, 2, 2, 1, 1 classes"]
     heights = both.collections[0].get_paths()[0].vertices
     assert heights[heights[:, 0] == 1, 1].max() == pytest.approx(parts[:, 1, 0].mean())
     wedges = drawn[1].axes[0].patches
+    assert not b.texts
+    assert all("of" not in text.get_text() for text in drawn[1].axes[0].texts)
     angles = [abs(w.theta2 - w.theta1) / 3.6 for w in wedges]
     assert angles == pytest.approx(pies.mean(0), abs=1e-3)
+
+
+def test_a_class_with_false_positives_for_one_tick_alone_is_seen(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    parts = np.full((1, 5, 4), np.nan)
+    parts[0, 0] = 40, 30, 20, 10
+    one = Measures(parts, np.full((1, 5), np.nan), np.zeros((1, 1)), np.zeros((1, 4)))
+    draw_trend({"one": one}, {"a": [0]}, tmp_path)
+    (axes,) = drawn[0].axes
+    corners = [area.get_paths()[0].get_extents() for area in axes.collections]
+    assert [c.height for c in corners] == pytest.approx([40, 30, 20, 10])
+    assert min(c.width for c in corners) > 0.1
+    assert not axes.texts

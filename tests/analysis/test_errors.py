@@ -110,7 +110,7 @@ def test_ap_equals_the_toolbox_where_it_fixes_the_same(theirs, fixed, toolbox):
     """Its "bg" is all but Loc and Sim; it ignores Loc, where we fix it, in the others."""
     diagnosis, _, per_class = toolbox
     for errors, expected in zip(diagnosis.classes, per_class.values(), strict=True):
-        ap = average_precision(errors, errors.outcome(fixed), once(diagnosis), "area")
+        ap = average_precision(*errors.outcomes(fixed), once(diagnosis), "area")
         assert ap == pytest.approx([expected["ap"][theirs]], abs=1e-12)
 
 
@@ -188,7 +188,7 @@ def check_read(errors, strong, weak, kinds, pie, weights):
         types = {SLICES.index(kind) for kind in fixed}
         outcomes = literal.fixed(strong, weak, kinds, types)
         expected = literal.average_precision(outcomes, number, interpolation)
-        ap = average_precision(errors, errors.outcome(fixed), weights, interpolation)[0]
+        ap = average_precision(*errors.outcomes(fixed), weights, interpolation)[0]
         assert np.isnan(ap) if expected is None else ap == pytest.approx(expected, abs=1e-12)
 
 
@@ -243,7 +243,7 @@ def test_measures_are_these_counts_in_percent():
             expected = expected if defined else np.full((5, 4), np.nan)
             assert read.trend[b, c] == pytest.approx(expected, nan_ok=True)
             ap = [
-                100 * average_precision(errors, errors.outcome(fixed), w, "area")[0]
+                100 * average_precision(*errors.outcomes(fixed), w, "area")[0]
                 for fixed in ((), *((kind,) for kind in TYPES))
             ]
             assert read.ap[b, c, 0] == pytest.approx(ap[0], nan_ok=True)
@@ -294,7 +294,7 @@ def test_each_kind_by_hand():
     told = [SLICES[kind] for kind in errors.kinds]
     assert told == ["Cor", "Loc", "Loc", "Sim", "Oth", "BG", "Cor", "Loc"]
     assert errors.strong.tolist() == [1, -1, -1, -1, -1, -1, 0, -1]
-    assert errors.outcome(("Loc", "Sim", "Oth", "BG")).tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert errors.outcomes(("Loc", "Sim", "Oth", "BG")).counts.tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
 
 
 def test_an_iou_of_exactly_a_half_is_a_hit_and_of_a_tenth_is_weak():
@@ -311,11 +311,19 @@ def test_the_second_best_object_is_taken_where_the_best_is():
     assert errors.strong.tolist() == [1, 1]
 
 
+def test_boxes_without_an_area_overlap_nothing():
+    """Outside the image a box is clipped to an area below zero: with the object's, to 0 / 0."""
+    there = Objects([0], [0], [[1, 1, 10, 10]], [False])
+    found = Detections([0, 0], [0, 0], [0.9, 0.8], [[21, 1, 30, 10], [6, 6, 5, 5]])
+    truth = GroundTruth(["cat"], ["one"], there, np.array([[10, 10]]))
+    assert [SLICES[kind] for kind in diagnose(found, truth).classes[0].kinds] == ["BG", "BG"]
+
+
 def test_a_fixed_box_takes_the_object_that_no_better_one_has():
     boxes = [[1, 1, 10, 4], [1, 1, 10, 10]]  # first a poor box, then a good one
     errors = by_hand(boxes, [0.9, 0.8], [0, 0]).classes[0]
-    assert errors.outcome().tolist() == [-1, 1]
-    assert errors.outcome(("Loc",)).tolist() == [1, 0]
+    assert errors.outcomes().counts.tolist() == [-1, 1]
+    assert errors.outcomes(("Loc",)).counts.tolist() == [1, 0]
 
 
 def test_classes_without_objects_are_undefined_not_zero():

@@ -285,6 +285,8 @@ def failing(capsys, *words):
         (["good", "--similar", "cup,cap"], "similar classes among cup, mug, saw, nut, but got 'cap'"),
         (["good", "--split", "2007/val"], "2007/val"),
         (["good", "--resamples", "-1"], "Expected --resamples of 0 or more, but got -1"),
+        (["good", "--seed", "-1"], "Expected --seed of 0 or more, but got -1"),
+        (["good", "--out", "good/comp4_det_test_saw.txt"], "a folder as --out, but good/comp4_det_test_saw"),
         (["good", "--gt", "gone.json"], "Expected a file at gone.json"),
         (["good", "--gt", "gone"], "gone"),
     ],

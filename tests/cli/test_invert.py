@@ -136,8 +136,10 @@ def test_the_same_command_goes_on(tmp_path, weights, monkeypatch, capsys):
     assert calls[7:] == []
     assert everything(out) == before
     # What another setting, other weights or another photo gives is made anew.
+    (out / "moco" / "1_steps" / "00004.png").write_bytes(b"of a longer search")
     assert main([*command, "--out", str(out), "--lr", "0.01"]) == 0
     assert calls[7:] == [1, 2, 3] * 2
+    assert [p.name for p in (out / "moco" / "1_steps").iterdir()] == ["00002.png"]
     assert main([*command, "--out", str(out)]) == 0
     photo(photos / "1.png", 9)
     assert main([*command, "--out", str(out)]) == 0
@@ -188,7 +190,7 @@ def test_distances_come_with_the_weights(tmp_path, weights, shared, monkeypatch,
     }
     measured = gallery.LPIPS()(
         *(
-            torch.stack([gallery._load(out / f / f"{n}.png") for n in "xyz"])
+            torch.stack([gallery.read(out / f / f"{n}.png") for n in "xyz"])
             for f in ("A", "original")
         )
     )
@@ -232,6 +234,10 @@ def test_the_scatter_has_a_point_for_each_image():
         assert ax.get_xlim() == ax.get_ylim()
     assert axes[0].get_title().startswith("MoCo is nearer on 50 % of 3 images (95 %")
     assert axes[1].get_title().startswith("MoCo is nearer on 100 % of 3")
+    (long,) = scatter({f"{name}_pretrained_for_200_epochs-on-imagenet": a for name in "xy"}).axes
+    words = (long.get_title(), long.get_xlabel(), long.get_ylabel())
+    assert max(len(line) for text in words for line in text.splitlines()) <= 64
+    assert all("\n" in text for text in words)
 
 
 # --- What is told
@@ -266,8 +272,18 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path, capsys, weights):
     twice = ["--out", out, "--images", good, "--encoders", "resnet10w8", "resnet10w8"]
     assert "'resnet10w8' twice" in fails(capsys, *twice)
     assert "name it, as in other=resnet18" in fails(capsys, *twice[:-2], "original=resnet18")
+    assert "but got '..=resnet18'" in fails(capsys, *twice[:-2], "..=resnet18")
+    assert "a --seed from 0 to" in fails(capsys, *plain, good, "--seed", "-1")
     assert "an encoder name" in fails(capsys, *twice[:-2], "resnet51")
     assert not (tmp_path / "out").exists()
+    plain[3] = good  # a file for --out
+    assert f"cannot read {good}/results.json" in fails(capsys, *plain, good, "--size", "70")
+    (tmp_path / "out").mkdir()
+    other = tmp_path / "out" / "results.json"
+    other.write_text('{"of": "something else"}')
+    plain[3] = out
+    assert f"cannot read {other}" in fails(capsys, *plain, good, "--size", "70")
+    assert everything(tmp_path / "out") == {"results.json": b'{"of": "something else"}'}
 
 
 def test_a_dead_encoder_is_refused_before_the_others_start(tmp_path, capsys):
@@ -275,9 +291,10 @@ def test_a_dead_encoder_is_refused_before_the_others_start(tmp_path, capsys):
     for parameter in encoder.parameters():
         parameter.data.zero_()
     dead = save_encoder(tmp_path / "dead.safetensors", encoder, method="", data="", seed=0)
-    words = ["--encoders", "resnet10w8", str(dead), "--images", str(photo(tmp_path / "a.png"))]
+    words = ["--encoders", "resnet10w8", f"moco={dead}", "--images", str(photo(tmp_path / "a.png"))]
     error = fails(capsys, *words, "--size", "70", "--out", str(tmp_path / "out"))
     assert "stage 5 of resnet10w8 is 0 everywhere: check its weights" in error
+    assert error.endswith(f"(With moco={dead}.)")
     assert not (tmp_path / "out").exists()
 
 
