@@ -99,7 +99,7 @@ class KeyQueue(nn.Module):
 
 
 class MemoryBank(nn.Module):
-    """A feature of every training image, by its number (InstDisc: Wu et al. 2018, Sec. 3.1).
+    """A feature of every training image, by its index (InstDisc: Wu et al. 2018, Sec. 3.1).
 
     The rows are a buffer, written in place, so that a checkpoint holds them. They start uniform, and
     not of unit length, as upstream (zhirongw/lemniscate.pytorch@f7cfe29, lib/NCEAverage.py), from a
@@ -126,17 +126,17 @@ class MemoryBank(nn.Module):
         return len(self.rows)
 
     @torch.no_grad()
-    def update(self, numbers: Tensor, features: Tensor, momentum: float) -> None:
+    def update(self, indices: Tensor, features: Tensor, momentum: float) -> None:
         """``row = unit(momentum * row + (1 - momentum) * feature)`` of images (B,), features (B, C).
 
         Of an image that comes twice the last feature counts, and the earlier ones not at all.
         """
         # Writing twice to a row would leave either, on an accelerator another on each rank.
-        ordered, order = numbers.sort(stable=True)
+        ordered, order = indices.sort(stable=True)
         last = F.pad(ordered[1:] != ordered[:-1], (0, 1), value=True)
-        numbers, features = ordered[last], features[order[last]].to(self.rows)
-        mixed = momentum * self.rows[numbers] + (1 - momentum) * features
-        self.rows[numbers] = F.normalize(mixed, dim=1)
+        indices, features = ordered[last], features[order[last]].to(self.rows)
+        mixed = momentum * self.rows[indices] + (1 - momentum) * features
+        self.rows[indices] = F.normalize(mixed, dim=1)
 
     def checksum(self) -> Tensor:
         """Float64 (1,): equal on two ranks only if, practically, their rows are equal."""

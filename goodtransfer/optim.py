@@ -202,7 +202,7 @@ def lars(
     if not 0 <= warmup_epochs < epochs:
         raise ValueError(
             f"Expected `warmup_epochs` of at least 0 and below the {epochs} of Trainer(max_epochs="
-            f"...), but got {warmup_epochs}."
+            f"...), but got {warmup_epochs}: train longer, or pass a smaller one (0 for a short trial)."
         )
     each = _steps_an_epoch(trainer)
     optimizer = LARS(lars_groups(parameters, weight_decay), lr, momentum=momentum)

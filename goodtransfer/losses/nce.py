@@ -15,7 +15,7 @@ from goodtransfer.losses.infonce import full_precision
 # Upstream's, in both of its denominators.
 _EPS = 1e-7
 
-# With fewer rows than this times the numbers of a query, all scores cost less than those wanted: a
+# With fewer rows than this times the indices of a query, all scores cost less than those wanted: a
 # matrix product does some twenty multiplications in the time in which one value is looked up.
 _DENSE = 16
 
@@ -62,7 +62,7 @@ def nce_normalizer(scores: Tensor, images: int) -> Tensor:
     return images * full_precision(scores).exp().mean()
 
 
-def bank_scores(queries: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
+def bank_scores(queries: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
     """Dot products of each query with rows of a bank of its own, (N, K); gradient to the queries.
 
     The N x K x C rows never exist at once (512 MiB of 256 queries, 4,096 rows, 128 dimensions): they
@@ -71,7 +71,7 @@ def bank_scores(queries: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
     Args:
         queries: (N, C).
         rows: (M, C), the bank, which must not change before the backward pass.
-        numbers: (N, K) of rows.
+        indices: (N, K) of rows.
 
     >>> rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> bank_scores(torch.tensor([[2.0, 3.0]]), rows, torch.tensor([[1, 1, 0]]))
@@ -80,39 +80,39 @@ def bank_scores(queries: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
     with torch.autocast(queries.device.type, enabled=False):
         queries = full_precision(queries)
         rows = rows.to(queries.dtype)
-        if len(rows) <= _DENSE * numbers.shape[1]:
-            return (queries @ rows.T).gather(1, numbers)
-        scores: Tensor = _Scores.apply(queries, rows, numbers)
+        if len(rows) <= _DENSE * indices.shape[1]:
+            return (queries @ rows.T).gather(1, indices)
+        scores: Tensor = _Scores.apply(queries, rows, indices)
         return scores
 
 
 class _Scores(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, numbers)
-        scores = queries.new_empty(numbers.shape)
-        for block in _blocks(numbers, rows):
-            looked_up = _look_up(rows, numbers[block])  # b x K x C
+    def forward(ctx: Any, queries: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, indices)
+        scores = queries.new_empty(indices.shape)
+        for block in _blocks(indices, rows):
+            looked_up = _look_up(rows, indices[block])  # b x K x C
             scores[block] = (looked_up @ queries[block].unsqueeze(2)).squeeze(2)
         return scores
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        rows, numbers = ctx.saved_tensors
+        rows, indices = ctx.saved_tensors
         pull = grad.new_empty(len(grad), rows.shape[1])
-        for block in _blocks(numbers, rows):
-            pull[block] = (grad[block].unsqueeze(1) @ _look_up(rows, numbers[block])).squeeze(1)
+        for block in _blocks(indices, rows):
+            pull[block] = (grad[block].unsqueeze(1) @ _look_up(rows, indices[block])).squeeze(1)
         return pull, None, None
 
 
-def _look_up(rows: Tensor, numbers: Tensor) -> Tensor:
-    # Twice as fast on the CPU as rows[numbers].
-    return rows.index_select(0, numbers.flatten()).view(*numbers.shape, -1)
+def _look_up(rows: Tensor, indices: Tensor) -> Tensor:
+    # Twice as fast on the CPU as rows[indices].
+    return rows.index_select(0, indices.flatten()).view(*indices.shape, -1)
 
 
-def _blocks(numbers: Tensor, rows: Tensor) -> list[slice]:
+def _blocks(indices: Tensor, rows: Tensor) -> list[slice]:
     """Queries whose rows fit into one block."""
     elements = _BLOCK_ELEMENTS.get(rows.device.type, _BLOCK_ELEMENTS_ACCELERATOR)
-    size = max(1, elements // max(1, numbers.shape[1] * rows.shape[1]))
-    return [slice(start, start + size) for start in range(0, len(numbers), size)]
+    size = max(1, elements // max(1, indices.shape[1] * rows.shape[1]))
+    return [slice(start, start + size) for start in range(0, len(indices), size)]

@@ -43,10 +43,11 @@ def check_batch(
     name = type(method).__name__
     given = as_batch(batch)
     if len(given.views) != views:
+        s = "s" * (views > 1)
         raise ValueError(
-            f"Expected {views} view{'s' * (views > 1)} per image for {name}, but the loader gives "
+            f"Expected {views} view{s} per image for {name}, but the loader gives "
             f"{len(given.views)}: use views={getattr(method, 'views', None)!r} in the data module, "
-            f"or a transform that returns {views} crops."
+            f"or a transform that returns {views} crop{s}."
         )
     for view in given.views:
         if view.is_floating_point() and encoder.normalization is not None:
@@ -100,11 +101,11 @@ def refuse_sync_batch_norm(method: pl.LightningModule) -> None:
 
 
 def refuse_half_parameters(method: pl.LightningModule) -> None:
-    """A step of 1 - momentum vanishes in the digits of a half type."""
+    """A step vanishes in the digits of a half type: 1 - momentum of MoCo, LARS's 0.03 % of a length."""
     if any(p.dtype in (torch.bfloat16, torch.float16) for p in method.parameters()):
         raise ValueError(
-            "Expected parameters in fp32, but got half precision: the momentum encoder moves by "
-            "0.1 % of a difference, which bf16 cannot hold. Use Trainer(precision='bf16-mixed')."
+            "Expected parameters in fp32, but got half precision: the small steps of "
+            f"{type(method).__name__} are lost in its rounding. Use Trainer(precision='bf16-mixed')."
         )
 
 

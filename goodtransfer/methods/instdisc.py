@@ -35,7 +35,7 @@ _ALL = 2**62  # negatives: the bank, whatever its size
 class _Seen(NamedTuple):
     """What one forward leaves for the bank: of all ranks, rank-major."""
 
-    numbers: Tensor
+    indices: Tensor
     features: Tensor
 
 
@@ -106,18 +106,18 @@ class InstDisc(pl.LightningModule):
         checks.check_choice("schedule", schedule, Schedule)
         if not 0 <= momentum < 1:
             raise ValueError(f"Expected argument `momentum` in [0, 1), but got {momentum}.")
-        if negatives == "auto":
-            negatives = {"nce": 4096, "softmax": 65_536}[loss]
         if negatives is None and loss == "nce":
             raise ValueError(
                 "Expected a number of `negatives`, which NCE draws, but got None: it is for "
                 "loss='softmax' over all of the bank."
             )
+        self.encoder: Encoder = load_encoder(encoder)
+        self.save_hyperparameters(ignore="encoder")  # as given: it reads the local names
+        self.hparams["encoder"] = self.encoder.name
+        if negatives == "auto":
+            negatives = {"nce": 4096, "softmax": 65_536}[loss]
         negatives = _ALL if negatives is None else negatives
         checks.check_positive(negatives=negatives)
-        self.encoder: Encoder = load_encoder(encoder)
-        self.save_hyperparameters(ignore="encoder")
-        self.hparams["encoder"] = self.encoder.name
         self.loss, self.negatives, self.temperature = loss, negatives, temperature
         self.momentum, self.dim, self.seed = momentum, dim, seed
         self.lr, self.weight_decay, self.schedule, self.views = lr, weight_decay, schedule, views
@@ -137,20 +137,20 @@ class InstDisc(pl.LightningModule):
             num_images = getattr(getattr(self.trainer, "datamodule", None), "num_images", None)
             if num_images is None:
                 raise ValueError(
-                    "Expected the number of images, but num_images=None and there is no data module "
-                    "to ask: pass InstDisc(num_images=...)."
+                    "Expected the number of images, but num_images=None and no data module knows "
+                    "it: pass InstDisc(num_images=...)."
                 )
             self._add_bank(num_images)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         views, label, index = as_batch(batch)
-        numbers: Any = index  # there are some: on_train_batch_start has looked
+        indices: Any = index  # there are some: on_train_batch_start has looked
         features = pooled(self.encoder, views[0])
         queries = F.normalize(full_precision(self.head(features)), dim=1)
         compare = {"nce": self._nce, "softmax": self._softmax}[self.loss]
-        losses, won = compare(queries, numbers, batch_idx)
-        self._held.append(_Seen(gather(numbers)[0], gather(queries.detach())[0]))
+        losses, won = compare(queries, indices, batch_idx)
         loss = losses.mean()
+        self._held.append(_Seen(gather(indices)[0], gather(queries.detach())[0]))
         self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
         self.log("loss", loss.detach(), prog_bar=True)
         self.log("pretext_acc", 100 * won.float().mean(), prog_bar=True)
@@ -158,15 +158,15 @@ class InstDisc(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)  # runs training_step and backward, then steps
-        numbers, features = (torch.cat(parts) for parts in zip(*self._held, strict=True))
-        self.bank.update(numbers, features, self.momentum)
+        for seen in self._held:
+            self.bank.update(*seen, self.momentum)
         self._held.clear()
 
     def _nce(self, queries: Tensor, index: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Losses (N,) and whether the own row won, bool (N,)."""
         drawn = self._draw((len(index), self.negatives), batch_idx)
-        numbers = torch.cat([index.unsqueeze(1), drawn], dim=1)
-        scores = bank_scores(queries, self.bank.rows, numbers) / self.temperature
+        indices = torch.cat([index.unsqueeze(1), drawn], dim=1)
+        scores = bank_scores(queries, self.bank.rows, indices) / self.temperature
         if not self._normalized:
             self._normalize(scores.detach())
         losses = nce_rows(scores, images=len(self.bank), normalizer=self.normalizer)
@@ -175,22 +175,22 @@ class InstDisc(pl.LightningModule):
     def _softmax(self, queries: Tensor, index: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """As :meth:`_nce`: the own row is the positive, and nobody's negative."""
         rows, images = self.bank.rows, len(self.bank)
-        numbers = torch.arange(images, device=self.device)
+        indices = torch.arange(images, device=self.device)
         keys = rows
         if self.negatives < images:
-            numbers = self._draw((self.negatives,), batch_idx)
-            keys = rows[numbers]
+            indices = self._draw((self.negatives,), batch_idx)
+            keys = rows[indices]
         return info_nce_rows(
             queries,
             rows[index],
             keys,
             temperature=self.temperature,
             query_labels=index,
-            key_labels=numbers,
+            key_labels=indices,
         )
 
     def _draw(self, shape: tuple[int, ...], batch_idx: int) -> Tensor:
-        """Numbers of rows, the same after a resume."""
+        """Indices of rows, the same after a resume."""
         chance = Random(repr((self.seed, self.trainer.global_step, batch_idx, rank())))
         generator = torch.Generator(self.device).manual_seed(chance.getrandbits(63))
         return torch.randint(len(self.bank), shape, generator=generator, device=self.device)
@@ -218,6 +218,7 @@ class InstDisc(pl.LightningModule):
         )
 
     def on_train_start(self) -> None:
+        checks.refuse_half_parameters(self)
         checks.check_image_count(self, len(self.bank))
         checks.check_equal_on_all_ranks(self.bank)
         checks.warn_of_small_bank(self)

@@ -140,15 +140,9 @@ class MoCo(pl.LightningModule):
         keys, own = self._encode_keys(key_view, batch_idx)
         losses, won = self._against_queue(queries, keys[own], label, index)
         loss = losses.mean()
+        self.held.append(Keys(keys, _gathered(label), _gathered(index)))  # enqueued after the step
         self.contrast = Contrast(queries.detach(), keys[own], label, index)
-        self.held.append(Keys(keys, _gathered(label), _gathered(index)))
-        every = max(1, getattr(self.trainer, "log_every_n_steps", 1))
-        if (self.trainer.global_step + 1) % every == 0:  # the steps whose values Lightning writes
-            self.log_dict(self.queue_shares(label, index))
-            self.log("queue_fill", self.queue.filled / len(self.queue))
-        self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
-        self.log("loss", loss.detach(), prog_bar=True)
-        self.log("pretext_acc", 100 * won.float().mean(), prog_bar=True)
+        self._log_step(self.contrast, loss, won)
         return {"loss": loss, "features": features.detach(), "label": label}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -158,6 +152,15 @@ class MoCo(pl.LightningModule):
         for keys in self.held:
             self.queue.enqueue(*keys)
         self.held.clear()
+
+    def _log_step(self, contrast: Contrast, loss: Tensor, won: Tensor) -> None:
+        every = max(1, getattr(self.trainer, "log_every_n_steps", 1))
+        if (self.trainer.global_step + 1) % every == 0:  # the steps whose values Lightning writes
+            self.log_dict(self.queue_shares(contrast.labels, contrast.indices))
+            self.log("queue_fill", self.queue.filled / len(self.queue))
+        self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
+        self.log("loss", loss.detach(), prog_bar=True)
+        self.log("pretext_acc", 100 * won.float().mean(), prog_bar=True)
 
     def _encode_queries(
         self, images: Tensor, bn_groups: BNGroups | None = None
@@ -251,7 +254,11 @@ class MoCo(pl.LightningModule):
             batch_idx: with the step, the seed of the permutation.
             bn_groups: other groups than those the method trains with.
             shuffle: without it a query and its key share their BN statistics.
+
+        Raises:
+            ValueError: for a batch that the method cannot train on.
         """
+        self._check(batch)
         (query_view, key_view), label, index = as_batch(batch)
         _, queries = self._encode_queries(query_view, bn_groups)
         keys, own = self._encode_keys(key_view, batch_idx, bn_groups, shuffle=shuffle)
@@ -284,8 +291,11 @@ class MoCo(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
-            needs = {"none": "", "image": "index", "label": "label"}[self.exclude]
-            checks.check_batch(self, batch, self.encoder, views=2, needs=needs)
+            self._check(batch)
+
+    def _check(self, batch: Any) -> None:
+        needs = {"none": "", "image": "index", "label": "label"}[self.exclude]
+        checks.check_batch(self, batch, self.encoder, views=2, needs=needs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["input"] = describe_input(self.encoder)

@@ -111,6 +111,7 @@ class SimCLR(pl.LightningModule):
         )
 
     def on_train_start(self) -> None:
+        checks.refuse_half_parameters(self)
         checks.warn_of_local_batch_norm(self)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -344,6 +344,21 @@ def test_two_ranks_hide_by_shuffling_and_share_without(tmp_path):
     })  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("item", "text"),
+    [
+        (lambda views: (views[:1], 0), "2 views per image for ExemplarMoCo, .* gives 1"),
+        (lambda views: (views,), "Expected labels.*for ExemplarMoCo"),
+    ],
+)
+def test_a_bad_first_batch_is_told_by_the_method_s_sentence(item, text, trainer_options):
+    """Callbacks have the batch before the method does."""
+    batches = DataLoader([item(views) for views, *_ in PairDataset(32)], batch_size=8)
+    trainer = pl.Trainer(max_epochs=1, callbacks=[BNLeak()], **trainer_options)
+    with pytest.raises(ValueError, match=text):
+        trainer.fit(ExemplarMoCo(encoder(), **SMALL), batches)
+
+
 def test_refusals(trainer_options):
     with pytest.raises(ValueError, match="training mode.*call method.train()"):
         bn_leak(MoCoV2(encoder(), **SMALL).eval(), next(iter(loader())))

@@ -279,6 +279,7 @@ def test_csv_gets_scalars_at_the_steps_asked_for(trainer_options, tmp_path):
     for row, values in zip(written, rows, strict=True):
         assert {name: float(row[name]) for name in values} == pytest.approx(values, rel=1e-5)
     assert health.values == rows[-1]
+    assert health.state_dict() == {"added": [8, 8, 4]}  # the steps that 20 keys come from
 
 
 def test_tensorboard_gets_histograms(trainer_options, tmp_path):

@@ -32,23 +32,23 @@ def problem(n=6, k=20, images=50, c=16, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(images, c, generator=generator, dtype=dtype)
     queries = F.normalize(torch.randn(n, c, generator=generator, dtype=dtype), dim=1)
-    numbers = torch.randint(images, (n, k), generator=generator)
-    return queries.requires_grad_(), F.normalize(rows, dim=1), numbers
+    indices = torch.randint(images, (n, k), generator=generator)
+    return queries.requires_grad_(), F.normalize(rows, dim=1), indices
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
 @pytest.mark.parametrize("z", [1.0, 1234.5, 5e9])
 def test_equals_the_loops(temperature, z):
-    queries, rows, numbers = problem()
-    scores = bank_scores(queries, rows, numbers) / temperature
+    queries, rows, indices = problem()
+    scores = bank_scores(queries, rows, indices) / temperature
     loss = nce(scores, images=50, normalizer=z)
     assert loss.item() == pytest.approx(literal_nce(scores, 50, z), rel=1e-12)
     assert nce_rows(scores, images=50, normalizer=z).mean() == loss
 
 
 def test_the_normalizer_is_the_mean_times_the_images():
-    queries, rows, numbers = problem()
-    scores = bank_scores(queries, rows, numbers) / 0.07
+    queries, rows, indices = problem()
+    scores = bank_scores(queries, rows, indices) / 0.07
     terms = [math.exp(s) for row in scores.tolist() for s in row]
     expected = 50 * sum(terms) / len(terms)
     assert nce_normalizer(scores, 50).item() == pytest.approx(expected, rel=1e-12)
@@ -65,8 +65,8 @@ def test_three_steps_of_the_official_code(shared):
     bank.rows.copy_(d["memory_init"])
     for step, official in enumerate(run["runs"]["f64"]):
         features, y = d["features"][step].double().requires_grad_(), d["y"][step]
-        numbers = torch.cat([y.unsqueeze(1), d["negatives"][step]], dim=1)
-        scores = bank_scores(features, bank.rows, numbers) / temperature
+        indices = torch.cat([y.unsqueeze(1), d["negatives"][step]], dim=1)
+        scores = bank_scores(features, bank.rows, indices) / temperature
         z = nce_normalizer(scores.detach(), run["N"]) if z is None else z
         loss = nce(scores, images=run["N"], normalizer=z)
         assert loss.item() == pytest.approx(official["loss"], rel=1e-9)
@@ -92,8 +92,8 @@ def test_three_steps_of_the_official_softmax(shared):
     bank.rows.copy_(d["memory_init"])
     for step, official in enumerate(run["runs"]["f64.softmax"]):
         features, y = d["features"][step].double().requires_grad_(), d["y"][step]
-        numbers = {"query_labels": y, "key_labels": torch.arange(run["N"])}
-        loss = info_nce(features, bank.rows[y], bank.rows, temperature=temperature, **numbers)
+        indices = {"query_labels": y, "key_labels": torch.arange(run["N"])}
+        loss = info_nce(features, bank.rows[y], bank.rows, temperature=temperature, **indices)
         assert loss.item() == pytest.approx(official["loss"], rel=1e-9)
         (grad,) = torch.autograd.grad(loss, features)
         name = f"f64.softmax.step{step + 1}"
@@ -107,14 +107,14 @@ def test_scores_and_their_gradient_by_both_ways(dense, block, monkeypatch):
     """Whole products and blocks of one, of some and of all queries; a number may come twice."""
     monkeypatch.setattr(nce_module, "_DENSE", dense)
     monkeypatch.setitem(nce_module._BLOCK_ELEMENTS, "cpu", block)
-    queries, rows, numbers = problem(n=17)
-    numbers[:, 3] = numbers[:, 0]
+    queries, rows, indices = problem(n=17)
+    indices[:, 3] = indices[:, 0]
     weights = torch.rand(17, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    scores = bank_scores(queries, rows, numbers)
+    scores = bank_scores(queries, rows, indices)
     (grad,) = torch.autograd.grad((weights * scores).sum(), queries)
     for i, query in enumerate(queries.detach()):
         pull = torch.zeros(16, dtype=torch.float64)
-        for k, number in enumerate(numbers[i].tolist()):
+        for k, number in enumerate(indices[i].tolist()):
             assert scores[i, k].item() == pytest.approx(float(query @ rows[number]), rel=1e-12)
             pull += weights[i, k] * rows[number]
         torch.testing.assert_close(grad[i], pull, rtol=1e-12, atol=1e-13)
@@ -123,14 +123,14 @@ def test_scores_and_their_gradient_by_both_ways(dense, block, monkeypatch):
 @pytest.mark.parametrize("dense", [0, 16])
 def test_autocast_changes_nothing_beyond_the_rounding_of_the_input(dense, monkeypatch):
     monkeypatch.setattr(nce_module, "_DENSE", dense)
-    queries, rows, numbers = problem(dtype=torch.float32)
+    queries, rows, indices = problem(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast = bank_scores(queries, rows, numbers)
-    assert torch.equal(under_autocast, bank_scores(queries, rows, numbers))
+        under_autocast = bank_scores(queries, rows, indices)
+    assert torch.equal(under_autocast, bank_scores(queries, rows, indices))
     low = queries.detach().bfloat16().requires_grad_()
-    scores = bank_scores(low, rows, numbers)
+    scores = bank_scores(low, rows, indices)
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, bank_scores(low.float(), rows, numbers))
+    torch.testing.assert_close(scores, bank_scores(low.float(), rows, indices))
     assert torch.autograd.grad(scores.sum(), low)[0].dtype == torch.bfloat16
 
 

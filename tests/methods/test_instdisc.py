@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 import goodtransfer.methods.instdisc as instdisc_module
 from goodtransfer.callbacks import OnlineKNN, OnlineProbe
-from goodtransfer.encoders import build
+from goodtransfer.encoders import OwnTrunk, build
 from goodtransfer.methods.instdisc import InstDisc
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -45,6 +45,9 @@ def test_defaults_are_upstream_s():
     assert {name: module.hparams[name] for name in expected} == expected
     assert module.negatives == 4096
     assert InstDisc(encoder(), loss="softmax").negatives == 65_536
+    for loss, negatives in (("nce", "auto"), ("softmax", None), ("softmax", 7)):
+        given = InstDisc(encoder(), loss=loss, negatives=negatives).hparams
+        assert given["negatives"] == negatives  # what loggers show is what was passed
     assert module.head.weight.shape == (128, 12)
 
 
@@ -171,6 +174,42 @@ def test_accumulating_four_equals_a_batch_four_times_as_large(trainer_options):
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-9, atol=1e-11, msg=name)
 
 
+class Broken(pl.Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 1:
+            raise RuntimeError("after two of the four batches of a step")
+
+
+def test_nothing_of_a_broken_step_reaches_the_bank(trainer_options):
+    module = InstDisc(encoder(), **SMALL)
+    with pytest.raises(RuntimeError, match="two of the four"):
+        fit(module, trainer_options, callbacks=[Broken()], accumulate_grad_batches=4)
+    before = module.bank.rows.clone()
+    fit(module, trainer_options, loader(count=8))
+    assert torch.equal(module.bank.rows[8:], before[8:])
+    assert not torch.equal(module.bank.rows[:8], before[:8])
+
+
+class SkipsBatchOne(InstDisc):
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning")
+def test_a_batch_that_is_skipped_leaves_the_bank(trainer_options):
+    banks = []
+
+    class Banks(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            banks.append(module.bank.rows.clone())
+
+    fit(SkipsBatchOne(encoder(), **SMALL), trainer_options, callbacks=[Banks()])
+    first, second, third, fourth = banks
+    assert not torch.equal(first, second)
+    assert torch.equal(second, third)
+    assert not torch.equal(third, fourth)
+
+
 def test_negatives_depend_on_seed_step_batch_and_rank_alone(monkeypatch):
     module = InstDisc(encoder(), **SMALL)
     module._trainer = trainer = type("T", (), {"global_step": 3})()
@@ -262,6 +301,22 @@ def test_images_come_from_the_data_module_and_stay_in_the_checkpoint(trainer_opt
     assert loaded.hparams["encoder"] == "resnet10w8"
 
 
+def test_a_bank_made_at_set_up_has_the_module_s_type(trainer_options):
+    module = InstDisc(encoder(), negatives=5, dim=6).double()
+    module._trainer = type("T", (), {"datamodule": Data()})()
+    module.setup("fit")
+    assert module.bank.rows.dtype == torch.float64
+
+
+def test_a_checkpoint_knows_what_the_encoder_takes(trainer_options, tmp_path):
+    own = OwnTrunk(encoder().trunk, normalization=None)
+    fit(InstDisc(own, **SMALL), trainer_options).save_checkpoint(tmp_path / "m.ckpt")
+    loaded = InstDisc.load_from_checkpoint(
+        tmp_path / "m.ckpt", encoder=encoder(), weights_only=True
+    )
+    assert loaded.encoder.normalization is None
+
+
 def test_a_bank_of_other_images_is_refused(trainer_options, tmp_path):
     fit(InstDisc(encoder(), **SMALL), trainer_options).save_checkpoint(tmp_path / "m.ckpt")
     other = InstDisc(encoder(), **{**SMALL, "num_images": 40})
@@ -336,7 +391,10 @@ def test_bad_batches_and_trainers(trainer_options):
             fit(module, trainer_options, batches, [Unchanged()])
 
     pairs = list(PairDataset(32))
-    refused(r"number of images.*pass InstDisc\(num_images=...\)", num_images=None)
+    refused(
+        r"number of images.*no data module knows it: pass InstDisc\(num_images=...\)",
+        num_images=None,
+    )
     refused("at most 31 images.*training set has 32: pass InstDisc.num_images=32", num_images=31)
     far = DataLoader([(views[:1], y, i + 30) for views, y, i in pairs], batch_size=8)
     refused("from 0 to 31 for InstDisc, but the loader gives 30 to 37: pass num_images", far)
@@ -345,7 +403,12 @@ def test_bad_batches_and_trainers(trainer_options):
     shifted = DataLoader([(views[:1], y, i - 1) for views, y, i in pairs], batch_size=8)
     refused("but the loader gives -1 to 6", shifted)
     two = DataLoader(PairDataset(32), batch_size=8)
-    refused("1 view per image for InstDisc, but the loader gives 2", two)
+    refused("1 view per image for InstDisc, but the loader gives 2.* returns 1 crop\\.", two)
+
+
+def test_half_parameters_are_refused(trainer_options):
+    with pytest.raises(ValueError, match="in fp32.*small steps of InstDisc.*bf16-mixed"):
+        fit(InstDisc(encoder(), **SMALL), trainer_options, precision="bf16-true")
 
 
 def test_more_negatives_than_rows_warn(trainer_options):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from goodtransfer.callbacks import OnlineKNN, OnlineProbe
-from goodtransfer.encoders import build
+from goodtransfer.encoders import OwnTrunk, build
 from goodtransfer.methods.simclr import SimCLR, gather_with_gradient
 from goodtransfer.optim import LARS
 
@@ -64,7 +64,7 @@ def literal_loss(first, second, temperature):
 
 
 def test_loss_by_hand_and_the_views_share_batch_norm(trainer_options):
-    expected, seen = [], []
+    expected, seen, features = [], [], []
 
     class ByHand(pl.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
@@ -81,12 +81,14 @@ def test_loss_by_hand_and_the_views_share_batch_norm(trainer_options):
                 x = trunk.conv1(module.encoder.normalize(both))
                 x = torch.tanh(norm(x, trunk.bn1, (0, 2, 3)))
                 x = torch.tanh(trunk.conv2(x)).mean((2, 3))
+                features.append(x[: len(batch[1])])
                 x = norm(head[0](x), head[1], 0).clamp(min=0)
                 x = norm(head[3](x), head[4], 0)
             expected.append(literal_loss(*x.chunk(2), 0.2))
 
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             seen.append(float(outputs["loss"]))
+            torch.testing.assert_close(outputs["features"], features[-1])  # of first views
 
     module = SimCLR(encoder(), temperature=0.2, **SMALL).double()
     batches = loader(dtype=torch.float64)
@@ -159,6 +161,13 @@ def test_a_checkpoint_rebuilds_the_module_and_probes_see_first_views(trainer_opt
     loaded = SimCLR.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True)
     assert_same_state(state(module), state(loaded))
     assert loaded.hparams["encoder"] == "resnet10w8"
+
+
+def test_a_checkpoint_knows_what_the_encoder_takes(trainer_options, tmp_path):
+    own = OwnTrunk(encoder().trunk, normalization=None)
+    fit(SimCLR(own, **SMALL), trainer_options).save_checkpoint(tmp_path / "m.ckpt")
+    loaded = SimCLR.load_from_checkpoint(tmp_path / "m.ckpt", encoder=encoder(), weights_only=True)
+    assert loaded.encoder.normalization is None
 
 
 def test_validation_changes_nothing(trainer_options):
@@ -238,9 +247,11 @@ def test_bad_batches_and_trainers(trainer_options):
     with pytest.raises(ValueError, match="2 views per image for SimCLR, but the loader gives 1"):
         fit(SimCLR(encoder(), **SMALL), trainer_options, one)
     with pytest.raises(
-        ValueError, match="`warmup_epochs` of at least 0 and below the 2 of Trainer"
+        ValueError, match="`warmup_epochs` of at least 0 and below the 2 of Trainer.*pass a smaller"
     ):
         fit(SimCLR(encoder()), trainer_options)
+    with pytest.raises(ValueError, match="in fp32.*small steps of SimCLR.*bf16-mixed"):
+        fit(SimCLR(encoder(), **SMALL), trainer_options, precision="bf16-true")
 
 
 # --- two ranks ---
