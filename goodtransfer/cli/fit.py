@@ -5,13 +5,19 @@ import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Iterable
+from pathlib import Path
 from pydoc import locate
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -59,7 +65,8 @@ def main(verb: str, words: list[str]) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # methods and tasks bring their own
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=_SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={verb: _help(verb)},
             args=[verb, *_choices_first(words)],
         )
@@ -92,6 +99,20 @@ class _CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` beside the checkpoints: W&B's ``log_dir`` is that of all its runs."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        folder = Path(trainer.default_root_dir)
+        if logger := trainer.logger:  # as Lightning's ModelCheckpoint finds its folder
+            version = logger.version
+            number = version if isinstance(version, str) else f"version_{version}"
+            folder = Path(logger.save_dir or folder, str(logger.name), number)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / self.config_filename
+        self.parser.save(self.config, file, skip_none=False, overwrite=True, multifile=False)
 
 
 class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
