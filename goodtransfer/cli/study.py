@@ -19,14 +19,22 @@ EXAMPLES = """examples:
   goodtransfer study run --scale paper --data /imagenet --voc /voc --coco /coco --out paper
   goodtransfer study run --scale paper --mini-imagenet /mini --table 4 --out few_shot
   goodtransfer study run --scale paper --data /imagenet --table 10 --out t10
+  goodtransfer study run --jobs 8 --out smoke                 eight cells at once, by Snakemake
+  goodtransfer study run --executor slurm --jobs 50 --retries 2 --keep-going --out paper \\
+      -- --default-resources slurm_partition=gpu gpu=1 runtime=2880
   goodtransfer study list --out smoke                         cells, their keys, what is done
+  goodtransfer study compare Exemplar-v2 MoCo-v2 --out smoke  larger, smaller, or within noise
+  goodtransfer study claims --out smoke                       which of the paper's claims hold here
   goodtransfer study cell KEY --out smoke                     one cell, as an engine would run it
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """Run a verb; after Ctrl-C or SIGTERM say that nothing finished is lost."""
-    arguments = _parser().parse_args(argv)
+    words = list(argv)
+    cut = words.index("--") if "--" in words else len(words)
+    arguments = _parser().parse_args(words[:cut])
+    arguments.options = tuple(words[cut + 1 :])
     try:
         return int(arguments.verb(arguments))
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -48,9 +56,20 @@ def _study(arguments: argparse.Namespace) -> Study:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from goodtransfer.study.run import run_study
+    from goodtransfer.study.engine import Snakemake
+    from goodtransfer.study.run import preview, run_study
 
-    run_study(_study(arguments))
+    names = ("executor", "threads", "retries", "keep_going", "options")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    if arguments.jobs is None and (given or arguments.dry_run):
+        raise ValueError(
+            "Expected --jobs N, how many cells at once, beside the options of a parallel run: add it."
+        )
+    study = _study(arguments)
+    if arguments.dry_run:
+        preview(study, Snakemake(arguments.jobs, **given))
+    else:
+        run_study(study, arguments.jobs and Snakemake(arguments.jobs, **given))
     return 0
 
 
@@ -62,9 +81,12 @@ def _cell(arguments: argparse.Namespace) -> int:
             f"Expected the key of a cell in {arguments.out}, but got {arguments.key!r}: "
             f"`goodtransfer study list --out {arguments.out}` prints them."
         )
-    from goodtransfer.study.cells import run_cell
+    from goodtransfer.study.devices import leased
 
-    run_cell(study, found[0])
+    with leased():
+        from goodtransfer.study.cells import run_cell
+
+        run_cell(study, found[0])
     return 0
 
 
@@ -74,6 +96,35 @@ def _list(arguments: argparse.Namespace) -> int:
     for cell in study.cells():
         print(f"{cell.key}  {'done' if results.done(cell.key) else 'open'}  {cell.title}")
         print(f"{'':24}{cell.fidelity}")
+    return 0
+
+
+def _claims(arguments: argparse.Namespace) -> int:
+    from goodtransfer.study.claims import findings
+
+    study = _study(arguments)
+    for found in findings(study):
+        paper = "no number" if found.printed is None else f"{found.printed:+.1f}"
+        print(f"{found.verdict:>20}  {found.claim.text} ({found.claim.where})")
+        print(f"{'':20}  paper {paper}; ours {found.ours or 'not measured'}")
+    print(f"Scale {study.scale.name}, {study.seeds} seed{'s' * (study.seeds > 1)}: 95 % intervals.")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from goodtransfer.study.differences import difference
+
+    study = _study(arguments)
+    table = TABLES[arguments.table]
+    rows = {row.label: row for row in table.rows}
+    unknown = [label for label in (arguments.a, arguments.b) if label not in rows]
+    if unknown:
+        raise ValueError(
+            f"Expected rows of table {table.name}, {', '.join(map(repr, rows))}, but got {unknown[0]!r}."
+        )
+    for column in table.columns:
+        found = difference(study, table, rows[arguments.a], rows[arguments.b], column)
+        print(f"{column:>20}  {found or 'not measured'}")
     return 0
 
 
@@ -97,7 +148,18 @@ def _parser() -> argparse.ArgumentParser:
         "list", help="the cells of a study, and how they differ from the paper"
     )
     report = verbs.add_parser("report", help="write the report of what is finished")
-    for verb, action in ((run, _run), (cell, _cell), (listing, _list), (report, _report)):
+    claims = verbs.add_parser(
+        "claims", help="what the paper says, and whether these runs bear it out"
+    )
+    compare = verbs.add_parser(
+        "compare", help="whether two rows of a table differ, column by column"
+    )
+    compare.add_argument("a", metavar="ROW", help="as the table calls it, such as Exemplar-v2")
+    compare.add_argument("b", metavar="OTHER", help="that is subtracted, such as MoCo-v2")
+    compare.add_argument("--table", choices=list(TABLES), default="3", metavar="TABLE",
+                         help=f"{', '.join(TABLES)} (default: 3)")  # fmt: skip
+    actions = {run: _run, cell: _cell, listing: _list, report: _report}
+    for verb, action in {**actions, claims: _claims, compare: _compare}.items():
         verb.set_defaults(verb=action)
         verb.add_argument("--out", type=Path, required=True, help="the study's folder")
     cell.add_argument("key", metavar="KEY", help="as `study list` prints it")
@@ -117,4 +179,29 @@ def _parser() -> argparse.ArgumentParser:
             help=f"{', '.join(TABLES)} (default: those there are images for, without 10, at smoke 4 and 5)",
         )  # fmt: skip
         verb.add_argument("--seeds", type=int, help="runs of every row (default 1)")
+    _parallel(run.add_argument_group("side by side, by Snakemake"))
     return parser
+
+
+def _parallel(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--jobs", type=_positive, metavar="N", help="cells at once")
+    group.add_argument(
+        "--executor", help="a plugin of Snakemake, such as slurm (default: this machine)"
+    )
+    group.add_argument(
+        "--threads", type=_positive, metavar="N",
+        help="cores of a cell (default: its share of this machine; 4 on a cluster)",
+    )  # fmt: skip
+    group.add_argument("--retries", type=int, metavar="N", help="of a cell that fails (default 0)")
+    group.add_argument(
+        "--keep-going", action="store_true", help="with cells that do not need the one that failed"
+    )
+    group.add_argument("--dry-run", action="store_true", help="only say what would be run")
+    group.description = "Options after -- go to Snakemake and its plugin."
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"Expected at least 1, but got {number}.")
+    return number

@@ -22,9 +22,10 @@ from goodtransfer.data import (
 )
 from goodtransfer.data.images import ImageDataModule
 from goodtransfer.data.voc import VOC_CLASSES
-from goodtransfer.study import fitting
+from goodtransfer.study import fitting, per_image
 from goodtransfer.study.detections import KeepDetections, write_detections, write_errors
 from goodtransfer.study.faces import KeepFaces
+from goodtransfer.study.per_image import KeepPerImage
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.pretrainings import images
 from goodtransfer.study.results import Results
@@ -55,7 +56,7 @@ def measure(study: Study, cell: Cell, results: Results, finished: Path) -> Measu
     return metrics
 
 
-def _linear(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measured:
+def _linear(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) -> Measured:
     """Of the linear readout, and of the base classes of few-shot learning."""
     protocol, (name, *_others) = study.scale.protocol(cell.kind), TRANSFERS[cell.kind].columns
     data = images(study, TRANSFERS[cell.kind].data, cell.seed)(
@@ -67,7 +68,10 @@ def _linear(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Mea
     head = load_head(encoder) if cell.row.data == TRANSFERS[cell.kind].data else None
     probe = LinearProbe(load_encoder(encoder), head=head, name=name)
     epochs = protocol.epochs
-    trainer = fitting.cell_trainer(cell.title, work, epochs, check_val_every_n_epoch=epochs)
+    kept = KeepPerImage(finished, per_image.right)
+    trainer = fitting.cell_trainer(
+        cell.title, work, epochs, check_val_every_n_epoch=epochs, callbacks=[kept]
+    )
     return _fitted(trainer, probe, data, work)
 
 
@@ -90,7 +94,8 @@ def _voc07(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) 
     )
     metrics = _fitted(trainer, task, data, work)
     write_detections(finished, kept.found, task.ap, data)
-    write_errors(finished, kept, data.class_names)
+    metrics[f"{cell.kind}_loc"] = write_errors(finished, kept, data.class_names)
+    per_image.write_outcomes(finished, task.ap, data.num_classes, len(data.records("test")))
     return metrics
 
 
@@ -110,7 +115,7 @@ def _coco(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measu
     return _fitted(trainer, task, data, work)
 
 
-def _city(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measured:
+def _city(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) -> Measured:
     protocol = study.scale.protocol("city")
     data = CityscapesDataModule(
         study.root("cityscapes"),  # type: ignore[arg-type]
@@ -120,11 +125,12 @@ def _city(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measu
         **protocol.view(),
     )
     task = Segmentation(load_encoder(encoder), seed=cell.seed, **protocol.arguments())
-    trainer = fitting.cell_trainer(cell.title, work, -1, limit_val_batches=0)
+    kept = KeepPerImage(finished, per_image.pixels)
+    trainer = fitting.cell_trainer(cell.title, work, -1, limit_val_batches=0, callbacks=[kept])
     return _fitted(trainer, task, data, work)
 
 
-def _few_shot(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measured:
+def _few_shot(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) -> Measured:
     protocol = study.scale.protocol("few_shot")
     data = MiniImageNetDataModule(
         study.root("mini_imagenet"),  # type: ignore[arg-type]
@@ -135,6 +141,7 @@ def _few_shot(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> M
     task = FewShot(load_encoder(encoder), seed=cell.seed, **protocol.arguments())
     trainer = fitting.cell_trainer(cell.title, work, 1)
     found = trainer.test(task, data, verbose=False)  # of each loader
+    per_image.write_episodes(finished, task)
     return {k: v for part in found for k, v in fitting.plain(part).items()}
 
 
@@ -180,8 +187,9 @@ def _landmarks(study: Study, cell: Cell, encoder: Path, work: Path, finished: Pa
         num_workers=fitting.workers(),
     )
     task = Landmarks(load_encoder(encoder), lr=protocol.lr, seed=cell.seed)
+    kept = [KeepFaces(finished), KeepPerImage(finished, per_image.distance)]
     trainer = fitting.cell_trainer(
-        cell.title, work, protocol.epochs, limit_val_batches=0, callbacks=[KeepFaces(finished)]
+        cell.title, work, protocol.epochs, limit_val_batches=0, callbacks=[*kept]
     )
     return _fitted(trainer, task, data, work)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from goodtransfer.study.bars import half_width
 from goodtransfer.study.figures import figures, finished
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.results import Results
@@ -142,7 +143,7 @@ def _text(values: Sequence[float]) -> str:
     mean = f"{statistics.mean(values):.1f}"
     if len(values) == 1:
         return mean
-    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.1f}"
+    return f"{mean} ± {half_width(values):.1f}"
 
 
 def _views(study: Study, results: Results, file: str, attribute: str) -> list[tuple[str, str]]:

@@ -236,7 +236,12 @@ TRANSFERS = {
     ),
     "voc07": Transfer(
         "voc",
-        {"voc07_AP": "VOC07 AP", "voc07_AP50": "AP50", "voc07_AP75": "AP75"},
+        {
+            "voc07_AP": "VOC07 AP",
+            "voc07_AP50": "AP50",
+            "voc07_AP75": "AP75",
+            "voc07_loc": "Loc, %",
+        },
         "What the detectors found on VOC",
     ),
     "voc0712": Transfer(
@@ -301,5 +306,11 @@ TRANSFERS = {
 }
 
 HEADINGS = {name: title for t in TRANSFERS.values() for name, title in t.columns.items()}
-LOWER_IS_BETTER = {"landmark_error", "landmark_error_mean_shape", "lpips_uncalibrated", "lpips"}
+LOWER_IS_BETTER = {
+    "voc07_loc",
+    "landmark_error",
+    "landmark_error_mean_shape",
+    "lpips_uncalibrated",
+    "lpips",
+}
 NOT_RANKED = {"novel_1shot_ci95", "novel_5shot_ci95", "landmark_error_mean_shape"}

@@ -82,6 +82,7 @@ class FewShot(pl.LightningModule):
     Logs, in percent: ``novel_1shot`` and ``novel_1shot_ci95`` (the 95 % interval of the mean over
     episodes), the same for 5, and ``chosen_lr_1shot``, ``chosen_lr_5shot``. ``few_shot.png``
     shows an episode: its support images, and queries with the class they are taken for.
+    ``episode_accuracies`` holds, by shot, the accuracy of each of the last test's episodes (E,).
 
     Raises:
         ValueError: for an encoder whose features cannot tell images apart, other than two loaders,
@@ -121,6 +122,7 @@ class FewShot(pl.LightningModule):
         self.lrs, self.epochs, self.batch = tuple(lrs), epochs, batch
         self.weight_decay, self.seed = weight_decay, seed
         self._found: tuple[list[Features], ...] = ()
+        self.episode_accuracies: dict[int, Tensor] = {}
 
     # --- Features
 
@@ -198,7 +200,8 @@ class FewShot(pl.LightningModule):
             scores, _ = self._scores(validation, shot, self.lrs)
             lr = best_rate(accuracies(scores), self.lrs)
             scores, episodes = self._scores(novel, shot, [lr])
-            mean, interval = mean_ci95(accuracies(scores[0]))
+            self.episode_accuracies[shot] = accuracies(scores[0]).cpu()
+            mean, interval = mean_ci95(self.episode_accuracies[shot])
             # All ranks compute the same.
             self.log(f"novel_{shot}shot", mean, prog_bar=True, sync_dist=True)
             self.log(f"novel_{shot}shot_ci95", interval, sync_dist=True)

@@ -29,6 +29,7 @@ from goodtransfer.cli import main as cli
 from goodtransfer.cli.diagnose import read_voc
 from goodtransfer.data import make_voc
 from goodtransfer.data.fingerprint import fingerprint
+from goodtransfer.study import per_image
 from goodtransfer.study.cells import run_cell
 from goodtransfer.study.plan import Study
 from goodtransfer.study.report import summary
@@ -82,6 +83,8 @@ def test_few_shot_and_faces_pretrain_on_their_own_images(table, kinds, columns, 
         assert (
             all(0 <= value <= 100 for name in columns for value in measured[name]) or table == "5"
         )
+    resampled = {"4": {"base_acc", "novel_1shot", "novel_5shot"}, "5": {"landmark_error"}}
+    assert check_per_image(out) == resampled[table]
     own = results.metrics(next(c.key for c in cells if c.kind == kinds[1]))
     assert ("base_acc_head" in own) == (table == "4")  # the first row is cross-entropy's
     html = (out / "report.html").read_text()
@@ -236,7 +239,7 @@ def test_leaves_finished_folders_and_no_work(finished):
         if cell.kind == "linear":
             assert {"acc", "acc_lr30", "chosen_lr"} <= set(results.metrics(cell.key))
         if cell.kind == "voc07":
-            assert set(results.metrics(cell.key)) == {"voc07_AP", "voc07_AP50", "voc07_AP75"}
+            assert set(results.metrics(cell.key)) == set(TRANSFERS["voc07"].columns)
         if cell.kind in ("coco", "city"):
             assert set(results.metrics(cell.key)) == set(TRANSFERS[cell.kind].columns)
     pretrained, read, *_ = (c for c in cells if c.row.name == "Supervised")
@@ -367,11 +370,51 @@ def test_what_a_detection_leaves(finished):
         prediction = {k: found[k][mine] for k in ("boxes", "scores", "labels")}
         metric.update([prediction], [target])
     metrics = Results(study).metrics(cell.key)
+    assert 0 <= metrics.pop("voc07_loc") <= 100  # its measures are compared above
     assert {f"voc07_{k}": float(v) for k, v in metric.compute().items()} == pytest.approx(metrics)
+
     curve = json.loads((folder / "precision.json").read_text())
     assert 100 * sum(curve["precision"]) / 11 == pytest.approx(metrics["voc07_AP50"])
     with Image.open(folder / "voc07_detections.png") as picture:
         assert picture.size == (3 * 244 + 4, 2 * 244 + 4)
+
+
+def check_per_image(out):
+    """What each image scored makes the column again; and how many columns were seen."""
+    study = Study.open(out)
+    results, seen = Results(study), set()
+    for cell in study.cells():
+        for name, column in per_image.COLUMNS.items():
+            if cell.kind == column.kind:
+                kept = load_file(results.folder(cell.key) / per_image.NAME)
+                arrays = {k: v.numpy() for k, v in kept.items()}
+                rows = arrays[column.array]
+                count = int(rows[0]) if column.array == "images" else len(rows)
+                once = column.make(arrays, np.ones((count, 1), np.int64))
+                assert once[0] == pytest.approx(results.metrics(cell.key)[name], rel=1e-4), name
+                seen.add(name)
+    return seen
+
+
+def test_per_image_scores_make_the_columns_again(finished):
+    assert check_per_image(finished) == {"acc", "voc07_AP", "city_mIoU"}
+
+
+def test_rows_are_compared_and_claims_are_told(finished, capsys):
+    assert main(["compare", "Untrained", "Pixels", "--table", "floor", "--out", str(finished)]) == 0
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    study = Study.open(finished)
+    results = Results(study)
+    pixels, untrained = (results.metrics(c.key)["acc"] for c in study.cells()
+                         if c.kind == "linear" and c.row.method == "none")  # fmt: skip
+    assert lines["acc"].startswith(f"{untrained - pixels:+.2f}, over images ")
+    assert lines["voc07_AP"] == "not measured"  # nothing detects by pixels
+    assert main(["claims", "--out", str(finished)]) == 0
+    told = capsys.readouterr().out
+    assert "not measured  MoCo-v2 detects better than cross-entropy: VOC07 AP (Table 2)" in told
+    assert "paper +2.3; ours not measured" in told
+    assert main(["compare", "Nobody", "Pixels", "--table", "floor", "--out", str(finished)]) == 2
+    assert "'Pixels', 'Untrained', but got 'Nobody'" in capsys.readouterr().err
 
 
 def images_in(root, names=("x/0.png", "y/0.png"), size=4):

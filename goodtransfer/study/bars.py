@@ -1,0 +1,78 @@
+"""Error bars: how sure a mean over seeds is, and whether a difference is one."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+# Student's t, two-sided 95 %, for 1 to 30 degrees of freedom; beyond, the normal distribution's is
+# within 4 %.
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
+    2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
+    2.045, 2.042,
+)  # fmt: skip
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Of the 95 % interval of the mean, by Student's t; infinite for one value.
+
+    >>> round(half_width([1.0, 2.0, 3.0]), 2)
+    2.48
+    """
+    if len(values) < 2:
+        return math.inf
+    t = _T95[len(values) - 2] if len(values) - 2 < len(_T95) else 1.96
+    return t * stdev(values) / math.sqrt(len(values))
+
+
+class Interval(NamedTuple):
+    """From, to."""
+
+    low: float
+    high: float
+
+    def around(self, value: float) -> bool:
+        """Whether a value lies in it."""
+        return self.low <= value <= self.high
+
+
+class Difference(NamedTuple):
+    """A - B, and what it could be instead.
+
+    Attributes:
+        value: mean over the seeds.
+        seeds: 95 % interval over the seeds, paired; None for one seed.
+        images: the same over the test images; None where what each scored is not kept.
+    """
+
+    value: float
+    seeds: Interval | None
+    images: Interval | None
+
+    @property
+    def verdict(self) -> str:
+        """Larger or smaller where no interval has 0 in it; unknown without any."""
+        intervals = [interval for interval in (self.seeds, self.images) if interval is not None]
+        if not intervals:
+            return "unknown"
+        if any(interval.around(0.0) for interval in intervals):
+            return "within noise"
+        return "larger" if self.value > 0 else "smaller"
+
+    def __str__(self) -> str:
+        """In words."""
+        parts = [f"{self.value:+.2f}"]
+        if self.seeds is not None:
+            parts.append(f"over seeds {self.seeds.low:+.2f} to {self.seeds.high:+.2f}")
+        if self.images is not None:
+            parts.append(f"over images {self.images.low:+.2f} to {self.images.high:+.2f}")
+        return ", ".join([*parts, self.verdict])
+
+
+def over_seeds(differences: Sequence[float]) -> Interval | None:
+    """The interval of the mean of what each seed gave."""
+    if len(differences) < 2:
+        return None
+    mean, half = fmean(differences), half_width(differences)
+    return Interval(mean - half, mean + half)

@@ -1,0 +1,161 @@
+"""What each test image scored, kept by the cells, so that columns can be resampled over the images.
+
+Shapes: I = images (of few-shot learning: episodes), B = weightings of them.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from goodtransfer.analysis.error_measures import average_precision
+from goodtransfer.metrics import VOCDetectionAP
+from goodtransfer.metrics.landmarks import inter_ocular_error
+from goodtransfer.metrics.segmentation import confusion, scores
+from goodtransfer.metrics.voc import Floats, Ints
+from goodtransfer.transfer import FewShot
+from goodtransfer.views import as_batch
+
+Kept = Mapping[str, Any]
+NAME = "per_image.safetensors"
+
+
+class KeepPerImage(pl.Callback):
+    """Writes ``per_image.safetensors`` after a test, in the order of the test images.
+
+    Args:
+        folder: for the file.
+        read: from a task, a test batch and what ``test_step`` returned, a row for each image.
+    """
+
+    def __init__(
+        self, folder: Path, read: Callable[[pl.LightningModule, Any, Any], Tensor]
+    ) -> None:
+        self.folder, self.read = folder, read
+        self._rows: list[Tensor] = []
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._rows = []
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._rows.append(self.read(pl_module, batch, outputs).cpu())
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        save_file({"scores": torch.cat(self._rows).numpy()}, self.folder / NAME)
+
+
+def right(task: pl.LightningModule, batch: Any, outputs: Any) -> Tensor:
+    """Whether the class of each image was told (N,), in percent."""
+    predicted: Tensor = outputs["predicted"]
+    return 100.0 * (predicted == as_batch(batch).labels_for("LinearProbe")).float()
+
+
+def distance(task: pl.LightningModule, batch: Any, outputs: Any) -> Tensor:
+    """The landmark error of each face (N,)."""
+    eyes: Any = task.eyes
+    return inter_ocular_error(outputs["landmarks"], batch[1]["landmarks"].float(), eyes)
+
+
+def pixels(task: pl.LightningModule, batch: Any, outputs: Any) -> Tensor:
+    """The confusion matrix of each image (N, C * C)."""
+    classes: Any = task.num_classes
+    pairs = zip(outputs, batch[1]["classes"], strict=True)
+    return torch.stack([confusion(told, true, classes).flatten() for told, true in pairs])
+
+
+def write_episodes(folder: Path, task: FewShot) -> None:
+    """The accuracies of a test's episodes, by shot."""
+    kept = {f"{shot}shot": a.numpy() for shot, a in task.episode_accuracies.items()}
+    save_file(kept, folder / NAME)
+
+
+def write_outcomes(folder: Path, metric: VOCDetectionAP, num_classes: int, images: int) -> None:
+    """What became of every detection, at every IoU."""
+    evaluation = metric.evaluation()
+    kept = {"images": np.array([images])}
+    for label in range(num_classes):
+        every = [evaluation.outcomes(label, iou) for iou in evaluation.thresholds]
+        kept[f"{label}.counts"] = np.stack([o.counts for o in every])
+        kept[f"{label}.found"] = every[0].images.astype(np.int32)
+        kept[f"{label}.objects"] = every[0].objects.astype(np.int32)
+    save_file(kept, folder / NAME)
+
+
+# --- Resampling: of what a cell kept, and weights (I, B) of the images, a column (B,)
+
+
+def _mean(kept: Kept, weights: Ints, name: str = "scores") -> Floats:
+    mean: Floats = kept[name].astype(np.float64) @ weights / weights.sum(0)
+    return mean
+
+
+def _mean_iou(kept: Kept, weights: Ints) -> Floats:
+    side = math.isqrt(kept["scores"].shape[1])
+    matrices = torch.from_numpy(weights.T @ kept["scores"]).view(-1, side, side)
+    return np.array([float(scores(matrix)["mIoU"]) for matrix in matrices])
+
+
+def _voc_ap(kept: Kept, weights: Ints) -> Floats:
+    """As VOC's AP, a class without objects counts as 0."""
+    classes = sum(name.endswith(".counts") for name in kept)
+    found = [
+        average_precision(
+            kept[f"{label}.found"], counts, kept[f"{label}.objects"], weights, "11-point"
+        )
+        for label in range(classes)
+        for counts in kept[f"{label}.counts"]
+    ]
+    return np.asarray(100 * np.nan_to_num(np.stack(found)).mean(0))
+
+
+class _Column(NamedTuple):
+    """A column that can be resampled: the kind of cell, what it kept, and how it is made."""
+
+    kind: str
+    array: str  # whose rows are the images
+    make: Callable[[Kept, Ints], Floats]
+
+
+COLUMNS = {
+    "acc": _Column("linear", "scores", _mean),
+    "base_acc": _Column("base", "scores", _mean),
+    "novel_1shot": _Column("few_shot", "1shot", partial(_mean, name="1shot")),
+    "novel_5shot": _Column("few_shot", "5shot", partial(_mean, name="5shot")),
+    "landmark_error": _Column("landmarks", "scores", _mean),
+    "city_mIoU": _Column("city", "scores", _mean_iou),
+    "voc07_AP": _Column("voc07", "images", _voc_ap),
+}
+
+
+def resampled(column: str, folders: Sequence[Path], resamples: int, seed: int = 0) -> Floats:
+    """A column of several cells under the same resamples of the test images (cells, resamples).
+
+    Raises:
+        ValueError: for cells that were tested on different numbers of images.
+    """
+    _, array, make = COLUMNS[column]
+    kept = [load_file(folder / NAME) for folder in folders]
+    counts = {int(k[array][0]) if array == "images" else len(k[array]) for k in kept}
+    if len(counts) > 1:
+        raise ValueError(
+            f"Expected cells that were tested on the same images, but {column} is of {counts} images."
+        )
+    rng, (images,) = np.random.default_rng(seed), counts
+    drawn = [rng.integers(images, size=images) for _ in range(resamples)]
+    weights = np.stack([np.bincount(draw, minlength=images) for draw in drawn], 1)
+    return np.stack([make(k, weights) for k in kept])
