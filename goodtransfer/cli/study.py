@@ -1,6 +1,7 @@
 """``goodtransfer study``: the paper's tables as files. Planning needs no torch."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ EXAMPLES = """examples:
       -- --default-resources slurm_partition=gpu gpu=1 runtime=2880
   goodtransfer study list --out smoke                         cells, their keys, what is done
   goodtransfer study compare Exemplar-v2 MoCo-v2 --out smoke  larger, smaller, or within noise
+  goodtransfer study commands --out smoke | sh                the same as run, a process for each cell
   goodtransfer study claims --out smoke                       which of the paper's claims hold here
   goodtransfer study cell KEY --out smoke                     one cell, as an engine would run it
 """
@@ -99,6 +101,15 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _commands(arguments: argparse.Namespace) -> int:
+    study = _study(arguments)
+    results, out = Results(study), shlex.quote(str(arguments.out))
+    for cell in study.cells():  # each after what it needs
+        if not results.done(cell.key):
+            print(f"goodtransfer study cell {cell.key} --out {out}  # {cell.title}")
+    return 0
+
+
 def _claims(arguments: argparse.Namespace) -> int:
     from goodtransfer.study.claims import findings
 
@@ -158,8 +169,13 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("b", metavar="OTHER", help="that is subtracted, such as MoCo-v2")
     compare.add_argument("--table", choices=list(TABLES), default="3", metavar="TABLE",
                          help=f"{', '.join(TABLES)} (default: 3)")  # fmt: skip
-    actions = {run: _run, cell: _cell, listing: _list, report: _report}
-    for verb, action in {**actions, claims: _claims, compare: _compare}.items():
+    commands = verbs.add_parser(
+        "commands", help="a line for each open cell, in order: for sh, xargs or a job array"
+    )
+    for verb, action in (
+        *((run, _run), (cell, _cell), (listing, _list), (commands, _commands)),
+        *((report, _report), (claims, _claims), (compare, _compare)),
+    ):
         verb.set_defaults(verb=action)
         verb.add_argument("--out", type=Path, required=True, help="the study's folder")
     cell.add_argument("key", metavar="KEY", help="as `study list` prints it")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -398,6 +399,19 @@ def check_per_image(out):
 
 def test_per_image_scores_make_the_columns_again(finished):
     assert check_per_image(finished) == {"acc", "voc07_AP", "city_mIoU"}
+
+
+def test_commands_are_the_open_cells_in_order(tmp_path, capsys):
+    study = Study(tmp_path / "a study", TINY, tables=("supervised",))
+    study.save()
+    cells = study.cells()
+    run_cell(study, cells[0])
+    capsys.readouterr()
+    assert main(["commands", "--out", str(study.out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [shlex.split(line, comments=True) for line in lines] == [
+        ["goodtransfer", "study", "cell", cell.key, "--out", str(study.out)] for cell in cells[1:]
+    ]
 
 
 def test_rows_are_compared_and_claims_are_told(finished, capsys):
