@@ -89,9 +89,9 @@ def segmentation(root: Path, encoder: nn.Module, seed: int, out: Path) -> Score:
 
 def landmarks(root: Path, encoder: nn.Module, seed: int, out: Path) -> Score:
     """Five points on faces."""
-    data = MAFLDataModule(root / "celeba_layout_faces", batch_size=8, size=96, seed=seed)
+    data = MAFLDataModule(root / "celeba_layout_faces", batch_size=8, size=64, seed=seed)
     trainer = quiet(out, max_epochs=20, limit_val_batches=0)
-    return fitted(trainer, Landmarks(encoder, size=96, lr=0.3, seed=seed), data)
+    return fitted(trainer, Landmarks(encoder, size=64, lr=0.3, seed=seed), data)
 
 
 def detection(root: Path, encoder: nn.Module, seed: int, out: Path) -> Score:
@@ -192,6 +192,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("transfer_real_photos"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)  # of which an untrained network has many, and they are slow
     trunks = {
         "pretrained": f"{given.architecture}@{given.weights}",
         "untrained": given.architecture,
