@@ -20,9 +20,6 @@ EXAMPLES = """examples:
   goodtransfer study run --scale paper --data /imagenet --voc /voc --coco /coco --out paper
   goodtransfer study run --scale paper --mini-imagenet /mini --table 4 --out few_shot
   goodtransfer study run --scale paper --data /imagenet --table 10 --out t10
-  goodtransfer study run --jobs 8 --out smoke                 eight cells at once, by Snakemake
-  goodtransfer study run --executor slurm --jobs 50 --retries 2 --keep-going --out paper \\
-      -- --default-resources slurm_partition=gpu gpu=1 runtime=2880
   goodtransfer study list --out smoke                         cells, their keys, what is done
   goodtransfer study compare Exemplar-v2 MoCo-v2 --out smoke  larger, smaller, or within noise
   goodtransfer study commands --out smoke | sh                the same as run, a process for each cell
@@ -33,10 +30,7 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str]) -> int:
     """Run a verb; after Ctrl-C or SIGTERM say that nothing finished is lost."""
-    words = list(argv)
-    cut = words.index("--") if "--" in words else len(words)
-    arguments = _parser().parse_args(words[:cut])
-    arguments.options = tuple(words[cut + 1 :])
+    arguments = _parser().parse_args(argv)
     try:
         return int(arguments.verb(arguments))
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -58,20 +52,9 @@ def _study(arguments: argparse.Namespace) -> Study:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from goodtransfer.study.engine import Snakemake
-    from goodtransfer.study.run import preview, run_study
+    from goodtransfer.study.run import run_study
 
-    names = ("executor", "threads", "retries", "keep_going", "options")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
-    if arguments.jobs is None and (given or arguments.dry_run):
-        raise ValueError(
-            "Expected --jobs N, how many cells at once, beside the options of a parallel run: add it."
-        )
-    study = _study(arguments)
-    if arguments.dry_run:
-        preview(study, Snakemake(arguments.jobs, **given))
-    else:
-        run_study(study, arguments.jobs and Snakemake(arguments.jobs, **given))
+    run_study(_study(arguments))
     return 0
 
 
@@ -83,12 +66,9 @@ def _cell(arguments: argparse.Namespace) -> int:
             f"Expected the key of a cell in {arguments.out}, but got {arguments.key!r}: "
             f"`goodtransfer study list --out {arguments.out}` prints them."
         )
-    from goodtransfer.study.devices import leased
+    from goodtransfer.study.cells import run_cell
 
-    with leased():
-        from goodtransfer.study.cells import run_cell
-
-        run_cell(study, found[0])
+    run_cell(study, found[0])
     return 0
 
 
@@ -195,29 +175,4 @@ def _parser() -> argparse.ArgumentParser:
             help=f"{', '.join(TABLES)} (default: those there are images for, without 10, at smoke 4 and 5)",
         )  # fmt: skip
         verb.add_argument("--seeds", type=int, help="runs of every row (default 1)")
-    _parallel(run.add_argument_group("side by side, by Snakemake"))
     return parser
-
-
-def _parallel(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--jobs", type=_positive, metavar="N", help="cells at once")
-    group.add_argument(
-        "--executor", help="a plugin of Snakemake, such as slurm (default: this machine)"
-    )
-    group.add_argument(
-        "--threads", type=_positive, metavar="N",
-        help="cores of a cell (default: its share of this machine; 4 on a cluster)",
-    )  # fmt: skip
-    group.add_argument("--retries", type=int, metavar="N", help="of a cell that fails (default 0)")
-    group.add_argument(
-        "--keep-going", action="store_true", help="with cells that do not need the one that failed"
-    )
-    group.add_argument("--dry-run", action="store_true", help="only say what would be run")
-    group.description = "Options after -- go to Snakemake and its plugin."
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"Expected at least 1, but got {number}.")
-    return number

@@ -162,7 +162,8 @@ def test_a_list_that_names_nothing(tree, subset, message):
     with pytest.raises(ValueError, match=message):
         ImageNetDataModule(root, subset=root / "list.txt").setup("fit")
     with pytest.raises(
-        FileNotFoundError, match=r"'N%', 'N classes', 'N% of classes' or a text file, but got 'some'"
+        FileNotFoundError,
+        match=r"'N%', 'N classes', 'N% of classes' or a text file, but got 'some'",
     ):
         ImageNetDataModule(root, subset="some").setup("fit")
 
