@@ -31,6 +31,8 @@ def test_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
+    # Lightning's advice, where SLURM is installed.
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore:The `srun` command is available")
     notebook = nbformat.read(path, as_version=4)
     work = tmp_path / "work"
     work.mkdir()

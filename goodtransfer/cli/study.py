@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,21 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.verb(arguments))
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns Ctrl-C within a fit into exit code 1, and SIGTERM into 0.
-        interrupted = isinstance(stop.__context__ or stop, KeyboardInterrupt)
+    except BaseException as stop:
+        # Lightning turns Ctrl-C within a fit into exit code 1, or what its tidying up stumbles
+        # over, and SIGTERM into 0.
+        interrupted = any(isinstance(error, KeyboardInterrupt) for error in _chain(stop))
         if not interrupted and type(stop).__name__ != "SIGTERMException":
             raise
         print("\nStopped. Finished cells are kept; the same command goes on.", file=sys.stderr)
         return 130 if interrupted else 143
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what was being handled as it arose."""
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def _study(arguments: argparse.Namespace) -> Study:

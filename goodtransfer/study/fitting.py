@@ -24,7 +24,13 @@ def cell_trainer(
 ) -> pl.Trainer:
     """A Trainer that checkpoints every epoch into ``work`` and says nothing but its bar."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for hint in ("does not have many workers", "exists and is not empty", "treespec, LeafSpec"):
+    for hint in (
+        "does not have many workers",
+        "exists and is not empty",
+        "treespec, LeafSpec",
+        "`srun` command is available",  # a cell is one process, on a cluster too
+        "smaller than the logging interval",
+    ):
         warnings.filterwarnings("ignore", message=f".*{hint}.*")
     last = ModelCheckpoint(
         work, filename="last", save_on_train_epoch_end=True, enable_version_counter=False

@@ -1,6 +1,11 @@
 """A whole study, one cell at a time."""
 
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from tqdm import tqdm
 
@@ -17,8 +22,11 @@ def run_study(study: Study) -> Path:
     cells, results = study.cells(), Results(study)
     study.save()  # only once its data have been found
     done = sum(results.done(cell.key) for cell in cells)
-    with tqdm(cells, desc=f"study, scale {study.scale.name}", unit="cell", position=0) as bar:
+    progress = tqdm(cells, desc=f"study, scale {study.scale.name}", unit="cell", position=0)
+    with progress as bar, _ctrl_c() as pressed:
         for cell in bar:
+            if pressed():
+                raise KeyboardInterrupt
             if not results.done(cell.key):
                 from goodtransfer.study.cells import run_cell  # torch, only where it is needed
 
@@ -33,6 +41,27 @@ def run_study(study: Study) -> Path:
         write_report(study)
     print(f"{len(cells) - done} cells made, {done} were done. Report: {report}")
     return report
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Tell whether Ctrl-C was pressed: Python drops a KeyboardInterrupt within a destructor."""
+    presses: list[int] = []
+
+    def press(number: int, frame: FrameType | None) -> None:
+        presses.append(number)
+        signal.default_int_handler(number, frame)
+
+    plain = signal.default_int_handler
+    ours = threading.current_thread() is threading.main_thread()  # which alone hears signals
+    if not ours or signal.getsignal(signal.SIGINT) is not plain:
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(presses)
+    finally:
+        signal.signal(signal.SIGINT, plain)
 
 
 def _newer(file: Path, than: list[Path]) -> bool:

@@ -35,6 +35,7 @@ from goodtransfer.study.cells import run_cell
 from goodtransfer.study.plan import Study
 from goodtransfer.study.report import summary
 from goodtransfer.study.results import Results
+from goodtransfer.study.run import run_study
 from goodtransfer.study.transfers import TRANSFERS
 from goodtransfer.weights import load_encoder
 
@@ -550,6 +551,43 @@ def test_a_study_stopped_for_real_redoes_no_finished_cell(blow, codes, tmp_path)
     study = Study.open(out)
     assert all(Results(study).done(c.key) for c in study.cells())
     assert (out / "report.html").is_file()
+
+
+def test_ctrl_c_that_python_drops_is_heard_after_the_cell(monkeypatch, tmp_path):
+    """As one that arrives within a destructor: printed, ignored, gone."""
+    made = []
+
+    class Drops:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def run_cell(study, cell):
+        made.append(cell)
+        Drops()
+
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: dropped.append(error.exc_type))
+    monkeypatch.setattr("goodtransfer.study.cells.run_cell", run_cell)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(Study.open(tmp_path / "s", scale="tiny", tables=["3"]))
+    assert len(made) == 1
+    assert dropped == [KeyboardInterrupt]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(1), RuntimeError("Please call `iter(combined_loader)` first.")]
+)
+def test_ctrl_c_is_told_whatever_the_tidying_up_stumbles_over(error, monkeypatch, tmp_path, capsys):
+    def stopped(study):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise error  # noqa: B904 - as Lightning does
+
+    monkeypatch.setattr("goodtransfer.study.run.run_study", stopped)
+    assert cli(["study", "run", "--scale", "tiny", "--out", str(tmp_path / "s")]) == 130
+    assert "Finished cells are kept" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
