@@ -13,7 +13,6 @@ import json
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -36,7 +35,7 @@ from goodtransfer import (
     load_encoder,
 )
 from goodtransfer.data.segmentation import collate
-from goodtransfer.study.scales import SCALES
+from goodtransfer.study.transfers import C4
 from goodtransfer.views.segmentation import IGNORE, SegmentationView
 
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # two-sided, n - 1 degrees of freedom
@@ -96,8 +95,22 @@ def landmarks(root: Path, encoder: nn.Module, seed: int, out: Path) -> Score:
 
 def detection(root: Path, encoder: nn.Module, seed: int, out: Path) -> Score:
     """Boxes and masks of 80 classes, from 96 photos."""
-    changes = {"batch": 4, "iterations": 50, "milestones": (33, 44), "rois": 32}
-    protocol = replace(SCALES["small"].protocol("coco"), **changes)
+    protocol = C4(
+        batch=4,
+        lr=0.1,
+        iterations=50,
+        milestones=(33, 44),
+        warmup=20,
+        short_sides=(160, 176, 192, 208, 224),
+        test_side=208,
+        max_side=352,
+        precise_bn=20,
+        anchor_sizes=(16, 32, 64, 128, 256),
+        proposals_train=(2_000, 500),
+        proposals_test=(1_000, 300),
+        rois=32,
+        roi_size=7,
+    )
     data = COCODetectionDataModule(
         root / "coco128", masks="polygons", batch_size=protocol.batch, seed=seed
     )
