@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   goodtransfer study compare Exemplar-v2 MoCo-v2 --out smoke  larger, smaller, or within noise
   goodtransfer study commands --out smoke | sh                the same as run, a process for each cell
   goodtransfer study claims --out smoke                       which of the paper's claims hold here
+  goodtransfer study cost --scale paper                       memory, images, steps and FLOPs, beforehand
   goodtransfer study cell KEY --out smoke                     one cell, as an engine would run it
 """
 
@@ -51,12 +52,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _study(arguments: argparse.Namespace) -> Study:
+    return Study.open(arguments.out, **_given(arguments))
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("scale", "voc_splits", "tables", "seeds", *ROOTS)
     given: dict[str, Any] = {name: getattr(arguments, name, None) for name in names}
     for name in ROOTS:
         if given[name] is not None:
             given[name] = str(given[name].resolve())
-    return Study.open(arguments.out, **given)
+    return given
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -127,6 +132,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _cost(arguments: argparse.Namespace) -> int:
+    from goodtransfer.study import cost, cost_text
+
+    study = cost.Planned.open(arguments.out, **_given(arguments))
+    print(*cost_text.lines(study, arguments.devices, arguments.images_per_second), sep="\n")
+    return 0
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from goodtransfer.study.report import write_report
 
@@ -153,6 +166,13 @@ def _parser() -> argparse.ArgumentParser:
     compare = verbs.add_parser(
         "compare", help="whether two rows of a table differ, column by column"
     )
+    cost = verbs.add_parser(
+        "cost", help="memory, traffic, images, steps and FLOPs, before anything runs"
+    )
+    cost.add_argument("--devices", type=int, default=8, metavar="N",
+                      help="that share a batch (default: 8, as the paper)")  # fmt: skip
+    cost.add_argument("--images-per-second", type=float, metavar="X",
+                      help="that MoCo-v2 pretrains on at this scale, as measured: gives hours")  # fmt: skip
     compare.add_argument("a", metavar="ROW", help="as the table calls it, such as Exemplar-v2")
     compare.add_argument("b", metavar="OTHER", help="that is subtracted, such as MoCo-v2")
     compare.add_argument("--table", choices=list(TABLES), default="3", metavar="TABLE",
@@ -162,12 +182,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     for verb, action in (
         *((run, _run), (cell, _cell), (listing, _list), (commands, _commands)),
-        *((report, _report), (claims, _claims), (compare, _compare)),
+        *((report, _report), (claims, _claims), (compare, _compare), (cost, _cost)),
     ):
         verb.set_defaults(verb=action)
-        verb.add_argument("--out", type=Path, required=True, help="the study's folder")
+        if verb is not cost:
+            verb.add_argument("--out", type=Path, required=True, help="the study's folder")
+    cost.add_argument(
+        "--out", type=Path, default=Path(), help="the study's folder, if there is one"
+    )
     cell.add_argument("key", metavar="KEY", help="as `study list` prints it")
-    for verb in (run, listing):
+    for verb in (run, listing, cost):
         verb.add_argument("--scale", choices=list(SCALES), help="one for the whole folder")
         for name, (option, holds) in ROOTS.items():
             verb.add_argument(

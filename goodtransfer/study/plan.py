@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from goodtransfer.study.protocol import Pretraining, deviations
 from goodtransfer.study.scales import SCALES, Scale
@@ -68,7 +68,7 @@ class Study:
     seeds: int = 1
 
     @classmethod
-    def open(cls, out: Path, **given: Any) -> "Study":
+    def open(cls, out: Path, **given: Any) -> Self:
         """The study of a folder, new or as it was, with what was given instead.
 
         Raises:
@@ -149,10 +149,10 @@ class Study:
         root = SOURCES[data].root
         return self.out / "toy" / root if self.drawn(data) else self.roots.get(root)
 
-    def _source(self, data: str) -> Found:
-        """What tells a data set from others, and what to call it."""
+    def source(self, data: str) -> Found:
+        """What tells a data set from others, what to call it, and how much it holds."""
         if self.drawn(data):
-            return toy_source(self.scale.toy[SOURCES[data].root])
+            return toy_source(data, self.scale.toy[SOURCES[data].root])
         return find(data, self.roots[SOURCES[data].root], self.voc_splits)
 
     def rows(self) -> Iterator[tuple[Table, Row]]:
@@ -213,7 +213,7 @@ class Study:
         needs: Sequence[str] = (),
         epoch: int | None = None,
     ) -> Cell:
-        source = self._source(data)
+        source = self.source(data)
         identity = {
             "version": PROTOCOL_VERSION,
             "kind": kind,
