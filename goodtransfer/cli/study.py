@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   goodtransfer study run --scale paper --data /imagenet --voc /voc --coco /coco --out paper
   goodtransfer study run --scale paper --mini-imagenet /mini --table 4 --out few_shot
   goodtransfer study run --scale paper --data /imagenet --table 10 --out t10
-  goodtransfer study list --out smoke                         cells, their keys, what is done
+  goodtransfer study list --out smoke                         rows, commands to pretrain them, cells
   goodtransfer study compare Exemplar-v2 MoCo-v2 --out smoke  larger, smaller, or within noise
   goodtransfer study commands --out smoke | sh                the same as run, a process for each cell
   goodtransfer study claims --out smoke                       which of the paper's claims hold here
@@ -86,11 +86,9 @@ def _cell(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    study = _study(arguments)
-    results = Results(study)
-    for cell in study.cells():
-        print(f"{cell.key}  {'done' if results.done(cell.key) else 'open'}  {cell.title}")
-        print(f"{'':24}{cell.fidelity}")
+    from goodtransfer.study.listing import lines
+
+    print(*lines(_study(arguments)), sep="\n")
     return 0
 
 
@@ -157,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
                            formatter_class=raw)  # fmt: skip
     cell = verbs.add_parser("cell", help="make one cell")
     listing = verbs.add_parser(
-        "list", help="the cells of a study, and how they differ from the paper"
+        "list",
+        help="rows, what they change, their commands; cells, and how they differ from the paper",
     )
     report = verbs.add_parser("report", help="write the report of what is finished")
     claims = verbs.add_parser(

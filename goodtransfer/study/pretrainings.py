@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torchvision.utils import save_image
 
-from goodtransfer import methods, views
+from goodtransfer import methods
 from goodtransfer.callbacks import KeepEncoders, OnlineProbe
 from goodtransfer.data import (
     CelebADataModule,
@@ -73,7 +73,8 @@ def _by_method(
     data = images(study, row.data, cell.seed)(
         batch_size=row.batch_size,
         size=row.size,
-        views=views.recipe(row.views, row.size, scale=(row.crop, 1.0)),
+        views=row.views,
+        crop=row.crop,
     )
     method = getattr(methods, row.method)(**row.arguments)
     kept = KeepEncoders(work / "encoders", map(row.kept_epoch, row.keep))

@@ -301,9 +301,12 @@ def test_what_all_rows_share_is_told_once():
 
 def test_list_names_every_cell_and_what_it_changes(finished, capsys):
     assert main(["list", "--out", str(finished)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
+    numbers = [n for n, line in enumerate(printed) if re.match(r"[0-9a-f]{16}  ", line)]
+    assert [printed[n].split()[0] for n in numbers] == [c.key for c in Study.open(finished).cells()]
+    lines = [line for n in numbers for line in printed[n : n + 2]]
     assert len(lines) == 24
-    assert all(" done " in line for line in lines[::2])
+    assert all("  done  " in line for line in lines[::2])
     pretraining, voc07 = lines[-9], lines[-5]
     assert "encoder resnet10w8 (paper: resnet50)" in pretraining
     assert "batch 8 (paper: 16); accumulate 2 (paper: 1); lr" not in voc07  # lr is the paper's
