@@ -12,11 +12,13 @@ from goodtransfer.study.results import Results
 from goodtransfer.study.scales import SCALES
 from goodtransfer.study.sources import ROOTS
 from goodtransfer.study.tables import TABLES
+from goodtransfer.study.transfers import TRANSFERS
 
 EXAMPLES = """examples:
   goodtransfer study run --scale smoke --out smoke            minutes on two cores, no download
   goodtransfer study run --scale smoke --table 4 5 --out few  few-shot learning, and landmarks on faces
   goodtransfer study run --scale small --data ROOT --out own  your images: ROOT/{train,val}/CLASS/*.jpg
+  goodtransfer study run --config study.yaml                  the same from a file, classes and tasks too
   goodtransfer study run --scale paper --data /imagenet --voc /voc --coco /coco --out paper
   goodtransfer study run --scale paper --mini-imagenet /mini --table 4 --out few_shot
   goodtransfer study run --scale paper --data /imagenet --table 10 --out t10
@@ -52,16 +54,25 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _study(arguments: argparse.Namespace) -> Study:
-    return Study.open(arguments.out, **_given(arguments))
+    given = _given(arguments)
+    out = given.pop("out")
+    if out is None:
+        raise ValueError("Expected --out FOLDER, or `out` in the file of --config: the study's.")
+    return Study.open(out, **given)
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("scale", "voc_splits", "tables", "seeds", *ROOTS)
+    """Arguments of ``Study.open``: those of the command line before those of a file."""
+    names = ("out", "scale", "voc_splits", "tables", "seeds", "classes", "tasks", *ROOTS)
     given: dict[str, Any] = {name: getattr(arguments, name, None) for name in names}
     for name in ROOTS:
         if given[name] is not None:
             given[name] = str(given[name].resolve())
-    return given
+    if getattr(arguments, "config", None) is None:
+        return given
+    from goodtransfer.study.config import read
+
+    return {**read(arguments.config), **{k: v for k, v in given.items() if v is not None}}
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -124,7 +135,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"Expected rows of table {table.name}, {', '.join(map(repr, rows))}, but got {unknown[0]!r}."
         )
-    for column in table.columns:
+    asked = {column for kind in study.kinds(table) for column in TRANSFERS[kind].columns}
+    for column in (column for column in table.columns if column in asked):
         found = difference(study, table, rows[arguments.a], rows[arguments.b], column)
         print(f"{column:>20}  {found or 'not measured'}")
     return 0
@@ -133,7 +145,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _cost(arguments: argparse.Namespace) -> int:
     from goodtransfer.study import cost, cost_text
 
-    study = cost.Planned.open(arguments.out, **_given(arguments))
+    given = _given(arguments)
+    study = cost.Planned.open(given.pop("out") or Path(), **given)
     print(*cost_text.lines(study, arguments.devices, arguments.images_per_second), sep="\n")
     return 0
 
@@ -185,10 +198,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         verb.set_defaults(verb=action)
         if verb is not cost:
-            verb.add_argument("--out", type=Path, required=True, help="the study's folder")
-    cost.add_argument(
-        "--out", type=Path, default=Path(), help="the study's folder, if there is one"
-    )
+            needed = verb not in (run, listing)  # which may have it in a file
+            verb.add_argument("--out", type=Path, required=needed, help="the study's folder")
+    cost.add_argument("--out", type=Path, help="the study's folder, if there is one")
     cell.add_argument("key", metavar="KEY", help="as `study list` prints it")
     for verb in (run, listing, cost):
         verb.add_argument("--scale", choices=list(SCALES), help="one for the whole folder")
@@ -206,4 +218,16 @@ def _parser() -> argparse.ArgumentParser:
             help=f"{', '.join(TABLES)} (default: those there are images for, without 10, at smoke 4 and 5)",
         )  # fmt: skip
         verb.add_argument("--seeds", type=int, help="runs of every row (default 1)")
+        _own(verb)
     return parser
+
+
+def _own(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--config", type=Path, metavar="FILE",
+        help="YAML with any of these options, and table own where it names none",
+    )  # fmt: skip
+    verb.add_argument("--classes", nargs="+", metavar="CLASS",
+                      help="folders of --data to pretrain on (default: all)")  # fmt: skip
+    verb.add_argument("--tasks", nargs="+", choices=list(TRANSFERS), metavar="TASK",
+                      help=f"{', '.join(TRANSFERS)} (default: those of the table)")  # fmt: skip

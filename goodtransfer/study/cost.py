@@ -41,6 +41,9 @@ class Planned(Study):
             return Found(None, SOURCES[data].paper, PAPER[data])
         return super().source(data)
 
+    def pretrained_on(self, data: str) -> Found:
+        return self.source(data) if self.imagined else super().pretrained_on(data)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -179,7 +182,7 @@ def work(study: Study, cell: Cell) -> Work:
         if row.method == "COCODetection":
             return _detection(C4(**values), row.arguments["encoder"], Size(0), aspect)
         return _segmentation(City(**values), row.arguments["encoder"], Size(0), aspect)
-    steps = row.epochs * (study.source(row.data).size.images // row.batch_size)
+    steps = row.epochs * (study.pretrained_on(row.data).size.images // row.batch_size)
     images = steps * row.batch_size
     return Work(images, steps, 2 * images * passes(row) * _forward(row.arguments["encoder"], row))
 

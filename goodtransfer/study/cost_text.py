@@ -86,7 +86,7 @@ def _table(
         first = works[own.pop("pretrain").key]
         after = sum((works[cell.key] for cell in own.values()), Work())
         run = study.scale.apply(row.pretraining)
-        size = study.source(run.data).size
+        size = study.pretrained_on(run.data).size
         yield _line(
             row.label,
             short(size.images) if run.method != "none" else "-",
@@ -133,7 +133,7 @@ def _totals(
         steps, seen, flops = map(short, (all_of.steps, all_of.images, all_of.flops))
         yield _line(kind, f"{count:,}", steps, seen, flops, _hours(all_of.flops, hours))
     made = [cell for cell in cells if cell.kind == "pretrain"]
-    found = [memory(cell.row, study.source(cell.row.data).size, devices) for cell in made]
+    found = [memory(cell.row, study.pretrained_on(cell.row.data).size, devices) for cell in made]
     most = Memory(*(max(values) for values in zip(*map(_values, found), strict=True)))
     yield _line("", "", "queue", "logits", "dense", "gathered", "checkpoint")
     yield _line("the most of a run", "", *_bytes(most))
@@ -157,10 +157,10 @@ def _warnings(study: Planned, cells: Sequence[Cell]) -> Iterator[str]:
     near: dict[tuple[str, int, str], dict[str, None]] = {}
     for row in (cell.row for cell in cells if cell.kind == "pretrain"):
         queue = row.arguments.get("queue_size", 0)
-        if queue >= NEAR * study.source(row.data).size.images:
+        if queue >= NEAR * study.pretrained_on(row.data).size.images:
             near.setdefault((row.data, queue, row.arguments["exclude"]), {})[row.name] = None
     for (data, queue, exclude), names in near.items():
-        images = study.source(data).size.images
+        images = study.pretrained_on(data).size.images
         counted = {
             "none": "count as its negatives",
             "image": "are left out by their indices",

@@ -36,7 +36,13 @@ def fit_command(
     """
     if run.method == "none":
         return None
-    data = {"root": str(study.root(run.data)), "seed": seed, "num_workers": _workers()}
+    data: dict[str, Any] = {
+        "root": str(study.root(run.data)),
+        "seed": seed,
+        "num_workers": _workers(),
+    }
+    if study.classes and run.data == "imagenet":
+        data["subset"] = study.classes
     make = _by_task if run.method in TASKS else _by_method
     model, kind, own, trainer = make(run, seed)
     words = ["goodtransfer", "fit", f"--model={run.method}", *_options("model", model)]

@@ -70,7 +70,9 @@ def _by_method(
 ) -> tuple[Any, dict[str, float]]:
     """By views of images, and the labels of whole images where there are some."""
     row = cell.row
+    chosen = {"subset": study.classes} if study.classes and row.data == "imagenet" else {}
     data = images(study, row.data, cell.seed)(
+        **chosen,
         batch_size=row.batch_size,
         size=row.size,
         views=row.views,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from goodtransfer.data import toy, toy_voc
+from goodtransfer.data.files import class_numbers
 from goodtransfer.data.fingerprint import fingerprint, voc_fingerprint
 from goodtransfer.study.sizes import Size, part, toy_size
 
@@ -42,8 +43,8 @@ class Source:
     find: Callable[[Path, Sequence[str]], Found]
 
 
-def _imagenet(root: Path, _: Sequence[str]) -> Found:
-    found = fingerprint(root)
+def _imagenet(root: Path, _: Sequence[str], classes: Sequence[str] = ()) -> Found:
+    found = fingerprint(root, classes)
     size = f"{found.images:,} images of {found.classes:,} classes"
     text = "ImageNet" if size == IMAGENET else f"{root.name}, {size}"
     return Found(found.digest, text, Size(found.images, found.classes))
@@ -179,6 +180,25 @@ def toy_source(name: str, arguments: Mapping[str, Any]) -> Found:
     """Of a data set of the toy world whose layout is drawn by these arguments."""
     drawn = {"toy": (toy.VERSION, toy_voc.VERSION), **arguments}
     return Found(drawn, TOY, toy_size(name, arguments))
+
+
+def toy_classes(arguments: Mapping[str, Any], classes: Sequence[str]) -> Found:
+    """Some classes of the toy world's ImageNet."""
+    class_numbers(classes, toy.CLASSES, Path("train"))
+    if set(classes) == set(toy.CLASSES):
+        return toy_source("imagenet", arguments)
+    found = toy_source("imagenet", {**arguments, "classes": classes})
+    return found._replace(text=f"{len(classes)} classes of the {TOY}")
+
+
+@cache
+def find_classes(root: Path, classes: tuple[str, ...]) -> Found:
+    """Some classes of a user's folder of classes, as if it had no others.
+
+    Raises:
+        ValueError: for a class that it does not have.
+    """
+    return _imagenet(root, (), classes)
 
 
 @cache
