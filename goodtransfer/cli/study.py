@@ -55,7 +55,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _study(arguments: argparse.Namespace) -> Study:
     given = _given(arguments)
-    out = given.pop("out")
+    out = given.pop("out", None)
     if out is None:
         raise ValueError("Expected --out FOLDER, or `out` in the file of --config: the study's.")
     return Study.open(out, **given)
@@ -146,7 +146,7 @@ def _cost(arguments: argparse.Namespace) -> int:
     from goodtransfer.study import cost, cost_text
 
     given = _given(arguments)
-    study = cost.Planned.open(given.pop("out") or Path(), **given)
+    study = cost.Planned.open(given.pop("out", None) or Path(), **given)
     print(*cost_text.lines(study, arguments.devices, arguments.images_per_second), sep="\n")
     return 0
 
