@@ -1,6 +1,7 @@
 """What a cell shows and keeps while it runs: one bar, and curves as an append-only file."""
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,8 +65,10 @@ class CellBar(pl.Callback):
         total, done = int(trainer.estimated_stepping_batches), trainer.global_step
         self.bar = tqdm(
             total=total, initial=done, desc=self.title, unit="step", leave=False, position=1,
-            disable=not trainer.is_global_zero, mininterval=1.0,
+            disable=not trainer.is_global_zero, mininterval=1.0 if sys.stderr.isatty() else 60.0,
         )  # fmt: skip
+        if done:
+            tqdm.write(f"{self.title}: going on at step {done} of {total}", file=sys.stderr)
 
     def on_train_batch_end(
         self,
