@@ -204,7 +204,8 @@ class Engine:
         ids = leases.devices() if self.local else []
         if ids:
             env[leases.VARIABLE] = ",".join(ids)
-        if not self.local or ids or len(cells) == 1 or sys.platform != "linux":
+        forked = self.local and not ids and len(cells) > 1 and sys.platform == "linux"
+        if not forked or os.environ.get(forks.VARIABLE) == "":  # set to nothing, it says no
             yield env
             return
         with forks.server() as path:
