@@ -1,10 +1,15 @@
 """``goodtransfer study``: the paper's tables as files. Planning needs no torch."""
 
 import argparse
+import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from goodtransfer.study.plan import Study
@@ -22,6 +27,9 @@ EXAMPLES = """examples:
   goodtransfer study run --scale paper --data /imagenet --voc /voc --coco /coco --out paper
   goodtransfer study run --scale paper --mini-imagenet /mini --table 4 --out few_shot
   goodtransfer study run --scale paper --data /imagenet --table 10 --out t10
+  goodtransfer study run --jobs 8 --out smoke                 eight cells side by side
+  goodtransfer study run --executor slurm --jobs 50 --retries 2 --out paper \\
+      --default-resources slurm_partition=gpu slurm_account=me
   goodtransfer study list --out smoke                         rows, commands to pretrain them, cells
   goodtransfer study compare Exemplar-v2 MoCo-v2 --out smoke  larger, smaller, or within noise
   goodtransfer study commands --out smoke | sh                the same as run, a process for each cell
@@ -35,15 +43,43 @@ def main(argv: Sequence[str]) -> int:
     """Run a verb; after Ctrl-C or SIGTERM say that nothing finished is lost."""
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.verb(arguments))
+        with _sigterm():
+            return int(arguments.verb(arguments))
     except BaseException as stop:
         # Lightning turns Ctrl-C within a fit into exit code 1, or what its tidying up stumbles
         # over, and SIGTERM into 0.
         interrupted = any(isinstance(error, KeyboardInterrupt) for error in _chain(stop))
-        if not interrupted and type(stop).__name__ != "SIGTERMException":
+        terminated = any(
+            isinstance(error, _Terminated) or type(error).__name__ == "SIGTERMException"
+            for error in _chain(stop)
+        )
+        if not (interrupted or terminated):
             raise
         print("\nStopped. Finished cells are kept; the same command goes on.", file=sys.stderr)
         return 130 if interrupted else 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is Ctrl-C."""
+
+
+@contextmanager
+def _sigterm() -> Iterator[None]:
+    """Raise at SIGTERM, so that what was begun is ended in order, and the exit code is ours."""
+
+    def raise_it(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it, whatever it is stuck in
+        raise _Terminated
+
+    ours = threading.current_thread() is threading.main_thread()  # which alone hears signals
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, raise_it)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -76,13 +112,32 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from goodtransfer.study.run import run_study
+    from goodtransfer.study.engine import Engine
+    from goodtransfer.study.run import preview, run_study
 
-    run_study(_study(arguments))
-    return 0
+    names = ("jobs", "executor", "retries", "keep_going", "resources")
+    given = {name: getattr(arguments, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not {"jobs", "executor"} & set(given):
+        raise ValueError(
+            "Expected --jobs N, how many cells at once, or --executor beside the options of a "
+            "parallel run, but got neither: add one."
+        )
+    engine = Engine(**given) if given else None
+    study = _study(arguments)
+    if arguments.dry_run:
+        preview(study, engine)
+        return 0
+    run_study(study, engine)
+    return int(not all(Results(study).done(cell.key) for cell in study.cells()))
 
 
 def _cell(arguments: argparse.Namespace) -> int:
+    from goodtransfer.study import forks
+
+    code = forks.fork()
+    if code is not None:
+        return code
     study = _study(arguments)
     found = [cell for cell in study.cells() if cell.key == arguments.key]
     if not found:
@@ -90,9 +145,15 @@ def _cell(arguments: argparse.Namespace) -> int:
             f"Expected the key of a cell in {arguments.out}, but got {arguments.key!r}: "
             f"`goodtransfer study list --out {arguments.out}` prints them."
         )
-    from goodtransfer.study.cells import run_cell
+    if Results(study).done(arguments.key):
+        return 0
+    from goodtransfer.study import leases
 
-    run_cell(study, found[0])
+    ids = leases.devices() if leases.VARIABLE in os.environ else []
+    with leases.leased(arguments.out, ids):
+        from goodtransfer.study.cells import run_cell
+
+        run_cell(study, found[0])
     return 0
 
 
@@ -219,6 +280,7 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         verb.add_argument("--seeds", type=int, help="runs of every row (default 1)")
         _own(verb)
+    _side_by_side(run)
     return parser
 
 
@@ -231,3 +293,24 @@ def _own(verb: argparse.ArgumentParser) -> None:
                       help="folders of --data to pretrain on (default: all)")  # fmt: skip
     verb.add_argument("--tasks", nargs="+", choices=list(TRANSFERS), metavar="TASK",
                       help=f"{', '.join(TRANSFERS)} (default: those of the table)")  # fmt: skip
+
+
+def _side_by_side(run: argparse.ArgumentParser) -> None:
+    run.add_argument("--dry-run", action="store_true", help="only say which cells would be made")
+    group = run.add_argument_group(
+        "cells side by side", "By Snakemake; SNAKEMAKE_PROFILE names a folder with further options."
+    )
+    group.add_argument("--jobs", type=int, metavar="N", help="cells at once")
+    group.add_argument(
+        "--executor", metavar="NAME",
+        help="of Snakemake's plugins, such as slurm (default: processes of this machine)",
+    )  # fmt: skip
+    group.add_argument("--retries", type=int, metavar="N", help="of a failing cell (default 0)")
+    group.add_argument(
+        "--keep-going", action=argparse.BooleanOptionalAction,
+        help="with the cells that do not need one that failed (default: yes)",
+    )  # fmt: skip
+    group.add_argument(
+        "--default-resources", dest="resources", nargs="+", metavar="NAME=VALUE",
+        help="of every cell, such as slurm_partition=gpu runtime=2880, in place of ours",
+    )  # fmt: skip
