@@ -67,3 +67,10 @@ class Results:
             raise ValueError(
                 f"Expected JSON in {file}, but {error}: delete {file.parent} and run again."
             ) from error
+
+
+def finished(study: Study, results: Results, kind: str) -> list[Cell]:
+    """The finished cells of a kind, one for every distinct row, first seed."""
+    cells = [study.cells_of(table, row, 0).get(kind) for table, row in study.rows()]
+    distinct = {cell.key: cell for cell in cells if cell is not None}
+    return [cell for cell in distinct.values() if results.done(cell.key)]
