@@ -43,13 +43,15 @@ class Curves:
         return made + ([lines(PRECISION, "recall", precise)] if precise else [])
 
     def _logged(self, rows: Sequence[tuple[str, dict[str, Cell]]], name: str) -> list[Curve]:
-        """Rows that differ in what is measured of one pretraining have one curve."""
-        found = {}
+        """Rows that are measured after different epochs of one pretraining have one curve."""
+        labels: dict[str, list[str]] = {}
         for label, key in self._finished(rows, "pretrain"):
-            steps, values = self._history(key).get(name, ([], []))
-            if values:
-                found.setdefault(key, Curve(label, steps, values))
-        return list(found.values())
+            labels.setdefault(key, []).append(label)
+        return [
+            Curve(same[0] if len(same) == 1 else same[0].partition(", epoch")[0], *history)
+            for key, same in labels.items()
+            if (history := self._history(key)[name])[1]
+        ]
 
     def _precise(self, rows: Sequence[tuple[str, dict[str, Cell]]]) -> list[Curve]:
         """Its mean is AP50."""

@@ -7,7 +7,7 @@ from goodtransfer.study.transfers import TRANSFERS
 
 # Kind of cell -> how it deviates from the paper, part by part.
 Fidelity = dict[str, list[str]]
-LONG = 160  # letters of a line that is folded
+LONG = 240  # letters of a line that is folded
 
 
 def fidelity(cells: Mapping[str, Cell]) -> Fidelity:

@@ -102,7 +102,7 @@ def _every() -> Iterator[tuple[Footnote, Sequence[Place]]]:
     for conflict in paper()["conflicts"]:
         yield Footnote(conflict["id"], _told(conflict)), CONFLICTS[conflict["id"]]
     for (table, repair), (mark, places) in zip(repairs(), REPAIRS.items(), strict=True):
-        yield Footnote(mark, f"Read in {table}: {repair}."), places
+        yield Footnote(mark, f"{table}, as read: {repair.replace(' -> ', ' → ')}."), places
 
 
 def repairs() -> list[tuple[str, str]]:

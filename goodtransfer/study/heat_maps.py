@@ -14,10 +14,10 @@ _ROW, _REST = 34, 110  # pixels of a row of the map, and of all else
 def heat_maps(shown: Printed) -> list[Interactive]:
     """One for the paper's numbers and one for ours, where there are any; in the order of the rows."""
     return [
-        _map(f"{shown.table.title}, {whose}", values)
+        _map(f"acc over queue size and temperature: {whose}", values)
         for whose, values in (
-            ("the paper's acc", _values(shown, paper=True)),
-            ("our acc", _values(shown, paper=False)),
+            ("the paper's", _values(shown, paper=True)),
+            ("ours", _values(shown, paper=False)),
         )
         if values
     ]

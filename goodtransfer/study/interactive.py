@@ -14,7 +14,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 DASHES = ("solid", "dashed", "dotdash", "dotted", "dashdot")
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "x", "cross", "asterisk")
 HEIGHT = 300  # of a figure without its legend, in pixels
-_LETTER, _LEGEND_LINE = 6.2, 21  # pixels of the legend's letters and lines
+_LETTER, _LEGEND_LINE = 6.2, 17  # pixels of the legend's letters and lines
 
 
 class Curve(NamedTuple):
@@ -66,7 +66,8 @@ def lines(caption: str, x: str, curves: Sequence[Curve]) -> Interactive:
     """A figure of curves over x."""
     from bokeh.models import HoverTool, Legend, LegendItem
 
-    columns = max(1, int(330 // (_LETTER * max(len(c.label) for c in curves) + 40)))
+    longest = max(len(curve.label) for curve in curves)
+    columns = max(1, int(330 // (_LETTER * longest + 40)))
     below = -(-len(curves) // columns)
     plot = base(height=HEIGHT + _LEGEND_LINE * below + 16, x_axis_label=x, y_axis_label=caption)
     plot.grid.grid_line_alpha = 0.5
@@ -87,10 +88,13 @@ def lines(caption: str, x: str, curves: Sequence[Curve]) -> Interactive:
         ncols=columns,
         click_policy="hide",
         label_text_font_size="11px",
+        location="bottom_left",
         border_line_color=None,
+        margin=0,
         padding=4,
         spacing=0,
         label_height=16,
+        label_width=round(_LETTER * longest) + 8,
         glyph_height=16,
         glyph_width=30,
     )
@@ -102,10 +106,15 @@ def lines(caption: str, x: str, curves: Sequence[Curve]) -> Interactive:
 
 def embedded(figures: Sequence[Interactive]) -> tuple[str, list[str]]:
     """A script for the end of the page, and the place of each figure in it."""
+    from bokeh.document import Document
     from bokeh.embed import components
 
     if not figures:
         return "", []
+    page = Document()
+    with page.models.freeze():  # else every figure is searched anew with each that is added
+        for figure in figures:
+            page.add_root(figure.model)
     script, places = components([figure.model for figure in figures])
     return javascript() + script, list(places)
 

@@ -44,7 +44,7 @@ def write_report(study: Study) -> Path:
 
     results = Results(study)
     tables = [printed(study, TABLES[name], results) for name in study.tables]
-    claims = findings(study)
+    claims = sorted(findings(study), key=lambda found: found.ours is None)  # what is measured first
     parts, script = _interactive(study, results, tables)
     page = Environment(
         loader=PackageLoader("goodtransfer.study", "."),
