@@ -21,7 +21,7 @@ from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.protocol import EXEMPLAR_V2, MOCO_V2, SUPERVISED
 from goodtransfer.study.results import Results, finished
 
-LARGE = 200_000  # bytes of an SVG; above it is a picture
+LARGE = 400_000  # bytes of an SVG; above it is a picture
 
 
 class Figure(NamedTuple):

@@ -78,9 +78,7 @@ REPAIRS: Mapping[str, Sequence[Place]] = {
 }
 
 
-def notes(
-    table: str, rows: Sequence[str], columns: Sequence[str]
-) -> tuple[list[Footnote], Marks]:
+def notes(table: str, rows: Sequence[str], columns: Sequence[str]) -> tuple[list[Footnote], Marks]:
     """The footnotes that concern what is shown of a table, and where their marks stand."""
     marks: Marks = {}
     found = []

@@ -36,7 +36,7 @@ def _values(shown: Printed, *, paper: bool) -> dict[tuple[str, str, str], tuple[
 
 
 def _map(caption: str, values: Mapping[tuple[str, str, str], tuple[float, Entry]]) -> Interactive:
-    from bokeh.models import FactorRange, HoverTool
+    from bokeh.models import ColumnDataSource, FactorRange, HoverTool
 
     down = list(dict.fromkeys((method, k) for method, k, _ in values))[::-1]  # the first on top
     across = sorted({tau for *_, tau in values}, key=float)
@@ -59,12 +59,10 @@ def _map(caption: str, values: Mapping[tuple[str, str, str], tuple[float, Entry]
     plot = base(
         height=_REST + _ROW * len(down),
         x_range=across,
-        y_range=FactorRange(*down, range_padding=0, group_padding=0.3, factor_padding=0),
+        y_range=FactorRange(factors=down, range_padding=0, group_padding=0.3, factor_padding=0),
         tools="save",
         x_axis_label="temperature τ",
     )
-    from bokeh.models import ColumnDataSource
-
     source = ColumnDataSource(cells)
     squares = plot.rect("tau", "row", width=1, height=1, source=source, fill_color="shade",
                         line_color="#888888", name="cells")  # fmt: skip

@@ -47,17 +47,17 @@ class Section(NamedTuple):
 
 
 def picture(title: str, content: bytes) -> Picture:
-    """As it is where it is small; else at most ``SIDE`` wide and high, as WebP."""
-    with Image.open(io.BytesIO(content)) as image:
-        kind = (image.format or "").lower()
-        if len(content) > PLAIN or max(image.size) > SIDE:
-            image = image.convert("RGB")
-            image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-            buffer = io.BytesIO()
-            image.save(buffer, "webp", quality=80)
-            content, kind = buffer.getvalue(), "webp"
-        encoded = base64.b64encode(content).decode()
-        return Picture(title, f"data:image/{kind};base64,{encoded}", *image.size)
+    """A PNG as it is where it is small; else at most ``SIDE`` wide and high, as WebP."""
+    kind = "png"
+    with Image.open(io.BytesIO(content)) as opened:
+        image = opened.convert("RGB")
+    if len(content) > PLAIN or max(image.size) > SIDE:
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "webp", quality=80)
+        content, kind = buffer.getvalue(), "webp"
+    encoded = base64.b64encode(content).decode()
+    return Picture(title, f"data:image/{kind};base64,{encoded}", *image.size)
 
 
 def sections(study: Study, results: Results) -> list[Section]:

@@ -64,7 +64,8 @@ def base(**options: Any) -> Any:
 
 def lines(caption: str, x: str, curves: Sequence[Curve]) -> Interactive:
     """A figure of curves over x."""
-    from bokeh.models import HoverTool, Legend, LegendItem
+    from bokeh.models import HoverTool
+    from bokeh.models.annotations import Legend, LegendItem
 
     longest = max(len(curve.label) for curve in curves)
     columns = max(1, int(330 // (_LETTER * longest + 40)))
@@ -83,22 +84,19 @@ def lines(caption: str, x: str, curves: Sequence[Curve]) -> Interactive:
         )
         items.append(LegendItem(label=curve.label, renderers=[line, marks]))
         drawn += [line, marks]
-    legend = Legend(
-        items=items,
-        ncols=columns,
-        click_policy="hide",
-        label_text_font_size="11px",
-        location="bottom_left",
-        border_line_color=None,
-        margin=0,
-        padding=4,
-        spacing=0,
-        label_height=16,
-        label_width=round(_LETTER * longest) + 8,
-        glyph_height=16,
-        glyph_width=30,
-    )
-    plot.add_layout(legend, "below")
+    look: dict[str, Any] = {
+        "ncols": columns,
+        "label_width": round(_LETTER * longest) + 8,
+        "label_text_font_size": "11px",
+        "border_line_color": None,
+        "location": "bottom_left",
+        "glyph_width": 30,
+        **dict.fromkeys(("label_height", "glyph_height"), 16),
+        "margin": 0,
+        "padding": 4,
+        "spacing": 0,
+    }
+    plot.add_layout(Legend(items=items, click_policy="hide", **look), "below")
     tips = [("", "$name"), (x, "@x{0,0.[00]}"), (caption, "@y{0,0.[000]}")]
     plot.add_tools(HoverTool(renderers=drawn, tooltips=tips, line_policy="nearest"))
     return Interactive(caption, plot)

@@ -70,9 +70,10 @@ def _table(shown: Printed) -> str:
 
 def _texts(shown: Printed, line: Line) -> Iterator[tuple[str, list[str]]]:
     entries = line.entries.values()
-    yield "ours", [
-        e.text(e.mean) + (f" ± {e.text(e.half)}" if e.half is not None else "") for e in entries
-    ]
+    yield (
+        "ours",
+        [e.text(e.mean) + (f" ± {e.text(e.half)}" if e.half is not None else "") for e in entries],
+    )
     if line.printed:
         yield "paper", [e.text(e.paper) + _marks(shown, line.label, e.column) for e in entries]
         yield "Δ", [e.text(e.delta, "+") for e in entries]

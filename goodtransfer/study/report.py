@@ -73,9 +73,7 @@ def write_report(study: Study) -> Path:
     return path
 
 
-def _interactive(
-    study: Study, results: Results, tables: list[Printed]
-) -> tuple[list[Part], str]:
+def _interactive(study: Study, results: Results, tables: list[Printed]) -> tuple[list[Part], str]:
     """Each table with the places of its curves and heat maps, and the script that draws them."""
     from goodtransfer.study.curves import Curves
     from goodtransfer.study.heat_maps import heat_maps
