@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,9 @@ from goodtransfer.study.images import picture
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.protocol import EXEMPLAR_V2, MOCO_V2, SUPERVISED
 from goodtransfer.study.results import Results, finished
+
+# Finished ones, by kind.
+Cells = Mapping[str, list[Cell]]
 
 LARGE = 400_000  # bytes of an SVG; above it is a picture
 
@@ -39,13 +42,14 @@ class Figure(NamedTuple):
 def figures(study: Study, results: Results) -> list[Figure]:
     """All that there are runs for."""
     parts = (_figures17, _figure2, _figure6, _figure3, _figure4)
-    return [figure for part in parts for figure in part(study, results)]
+    cells = finished(study, results)
+    return [figure for part in parts for figure in part(study, results, cells)]
 
 
-def _figures17(study: Study, results: Results) -> Iterator[Figure]:
+def _figures17(study: Study, results: Results, made: Cells) -> Iterator[Figure]:
     """Where detections fail: cross-entropy, MoCo and Exemplar side by side, mean of the classes."""
     compared = [study.scale.apply(row) for row in (SUPERVISED, MOCO_V2, EXEMPLAR_V2)]
-    cells = [cell for cell in finished(study, results, "voc07") if cell.row in compared]
+    cells = [cell for cell in made.get("voc07", []) if cell.row in compared]
     if not cells:
         return
     found = {c.row.name: load_file(results.folder(c.key) / "errors.safetensors") for c in cells}
@@ -58,15 +62,15 @@ def _figures17(study: Study, results: Results) -> Iterator[Figure]:
         yield _placed(caption, partial(draw, models, panels))
 
 
-def _galleries(study: Study, results: Results) -> dict[str, Path]:
+def _galleries(results: Results, made: Cells) -> dict[str, Path]:
     """By row, the images that were rebuilt from its features."""
-    cells = finished(study, results, "inversion")
+    cells = made.get("inversion", [])
     return {cell.row.name: results.folder(cell.key) / "gallery" for cell in cells}
 
 
-def _figure2(study: Study, results: Results) -> Iterator[Figure]:
+def _figure2(study: Study, results: Results, made: Cells) -> Iterator[Figure]:
     """Images beside what is rebuilt from the features of each pretraining."""
-    galleries = _galleries(study, results)
+    galleries = _galleries(results, made)
     if not galleries:
         return
     first = next(iter(galleries.values())) / "original"
@@ -82,21 +86,21 @@ def _figure2(study: Study, results: Results) -> Iterator[Figure]:
     yield _pictured(caption, buffer.getvalue())
 
 
-def _figure6(study: Study, results: Results) -> Iterator[Figure]:
+def _figure6(study: Study, results: Results, made: Cells) -> Iterator[Figure]:
     """Each image's distance, MoCo's against the others'."""
     distances = {}
-    for name, folder in _galleries(study, results).items():
-        made = json.loads((folder / "results.json").read_text())["inversions"]
-        if all("lpips_uncalibrated" in entry for entry in made):
-            distances[name] = [entry["lpips_uncalibrated"] for entry in made]
+    for name, folder in _galleries(results, made).items():
+        entries = json.loads((folder / "results.json").read_text())["inversions"]
+        if all("lpips_uncalibrated" in entry for entry in entries):
+            distances[name] = [entry["lpips_uncalibrated"] for entry in entries]
     ordered = dict(sorted(distances.items(), key=lambda item: item[0] != MOCO_V2.name))
     if len(ordered) > 1:
         yield _saved("Figure 6: distance of rebuilt images from theirs", scatter(ordered))
 
 
-def _figure3(study: Study, results: Results) -> Iterator[Figure]:
+def _figure3(study: Study, results: Results, made: Cells) -> Iterator[Figure]:
     """Landmarks on the same faces, a row for each pretraining (the paper's Figure 3)."""
-    cells = finished(study, results, "landmarks")
+    cells = made.get("landmarks", [])
     if not cells:
         return
     from matplotlib.figure import Figure as Canvas
@@ -119,9 +123,9 @@ def _figure3(study: Study, results: Results) -> Iterator[Figure]:
     yield _saved("Figure 3: true landmarks are crosses, predicted ones dots", figure)
 
 
-def _figure4(study: Study, results: Results) -> Iterator[Figure]:
+def _figure4(study: Study, results: Results, made: Cells) -> Iterator[Figure]:
     """VOC07 AP over the epoch of pretraining and the iteration of fine-tuning."""
-    cells = finished(study, results, "voc07_course")
+    cells = made.get("voc07_course", [])
     names = list(dict.fromkeys(cell.row.title for cell in cells))
     if not cells:
         return

@@ -64,7 +64,7 @@ def base(**options: Any) -> Any:
 
 def lines(caption: str, x: str, curves: Sequence[Curve]) -> Interactive:
     """A figure of curves over x."""
-    from bokeh.models import HoverTool
+    from bokeh.models import ColumnDataSource, HoverTool, Line, Scatter
     from bokeh.models.annotations import Legend, LegendItem
 
     longest = max(len(curve.label) for curve in curves)
@@ -76,11 +76,15 @@ def lines(caption: str, x: str, curves: Sequence[Curve]) -> Interactive:
     for number, curve in enumerate(curves):
         colour, dash, marker = (kinds[number % len(kinds)] for kinds in (COLOURS, DASHES, MARKERS))
         points = [np.asarray(values, np.float32) for values in (curve.x, curve.y)]
-        line = plot.line(*points, color=colour, line_dash=dash, line_width=1.8, name=curve.label)
         every = max(1, len(curve.x) // 6)
         some = [values[number % every :: every] for values in points]
-        marks = plot.scatter(
-            *some, marker=marker, size=7, line_color=colour, fill_color="white", name=curve.label
+        # Not plot.line and plot.scatter, which add three more glyphs each: half the time and size.
+        line, marks = (
+            plot.add_glyph(ColumnDataSource({"x": of[0], "y": of[1]}), glyph, name=curve.label)
+            for of, glyph in (
+                (points, Line(line_color=colour, line_dash=dash, line_width=1.8)),
+                (some, Scatter(marker=marker, size=7, line_color=colour, fill_color="white")),
+            )
         )
         items.append(LegendItem(label=curve.label, renderers=[line, marks]))
         drawn += [line, marks]

@@ -69,8 +69,11 @@ class Results:
             ) from error
 
 
-def finished(study: Study, results: Results, kind: str) -> list[Cell]:
-    """The finished cells of a kind, one for every distinct row, first seed."""
-    cells = [study.cells_of(table, row, 0).get(kind) for table, row in study.rows()]
-    distinct = {cell.key: cell for cell in cells if cell is not None}
-    return [cell for cell in distinct.values() if results.done(cell.key)]
+def finished(study: Study, results: Results) -> dict[str, list[Cell]]:
+    """By kind, the finished cells of the first seed, one for every distinct row."""
+    every = [cell for t, row in study.rows() for cell in study.cells_of(t, row, 0).values()]
+    found: dict[str, list[Cell]] = {}
+    for cell in {cell.key: cell for cell in every}.values():
+        if results.done(cell.key):
+            found.setdefault(cell.kind, []).append(cell)
+    return found
