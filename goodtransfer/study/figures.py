@@ -179,7 +179,7 @@ def _saved(caption: str, figure: Any) -> Figure:
 def _pictured(caption: str, content: bytes) -> Figure:
     _, uri, width, height = picture(caption, content)
     size = f'width="{width}" height="{height}"'
-    return Figure(caption, f'<img alt="{caption}" src="{uri}" {size} loading="lazy">')
+    return Figure(caption, f'<img alt="{caption}" src="{uri}" {size}>')
 
 
 def _bare(svg: str) -> str:

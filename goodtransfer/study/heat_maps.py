@@ -1,5 +1,6 @@
 """Table 10 as heat maps: the readout over queue size and temperature, the paper's and ours."""
 
+import math
 from collections.abc import Mapping
 
 from goodtransfer.study.entries import Entry, Printed
@@ -29,7 +30,7 @@ def _values(shown: Printed, *, paper: bool) -> dict[tuple[str, str, str], tuple[
     for line in shown.lines:
         entry = line.entries.get("acc", Entry("acc"))
         value = entry.paper if paper else entry.mean
-        if value is not None:
+        if value is not None and math.isfinite(value):
             method, k, tau = line.label.split(", ")
             found[method, k, tau.removeprefix("τ=")] = (value, entry)
     return found

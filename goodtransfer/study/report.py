@@ -43,7 +43,7 @@ def write_report(study: Study) -> Path:
     from goodtransfer.study.images import sections
 
     results = Results(study)
-    tables = [printed(study, TABLES[name], results) for name in study.tables]
+    tables = [printed(study, TABLES[name], results) for name in dict.fromkeys(study.tables)]
     claims = sorted(findings(study), key=lambda found: found.ours is None)  # what is measured first
     parts, script = _interactive(study, results, tables)
     page = Environment(

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import statistics
 import sys
 from dataclasses import replace
@@ -291,6 +292,21 @@ def test_heat_maps_have_the_numbers_of_table_10(reported, literal):
         assert [text.replace("−", "-") for text in data["text"]] == [
             f"{value:.1f}" for value in data["value"]
         ]
+
+
+def test_what_came_out_as_nan_is_told_and_not_ranked(reported, tmp_path):
+    shutil.copytree(reported.out / "results", tmp_path / "results")
+    study = replace(reported, out=tmp_path, tables=("10",), seeds=1)
+    row = TABLES["10"].rows[3]
+    key = study.cells_of(TABLES["10"], row, 0)["linear"].key
+    (tmp_path / "results" / key / "metrics.json").write_text('{"acc": NaN}')
+    shown = printed(study, TABLES["10"], Results(study))
+    best = {line.label for line in shown.lines if ("ours", "acc") in line.best}
+    assert best
+    assert row.label not in best
+    _, ours = heat_maps(shown)
+    assert len(ours.model.select_one("cells").data_source.data["value"]) == 9
+    assert "<td>nan</td>" in write_report(study).read_text(encoding="utf-8")
 
 
 def test_pictures_are_bounded_in_size_and_number(reported, tmp_path):
