@@ -16,6 +16,8 @@ LOGGED = {
 PRECISION = "precision at IoU .5, mean of the classes"
 POINTS = 200  # of a drawn curve, at most
 
+# Label, and cells by kind.
+Rows = Sequence[tuple[str, dict[str, Cell]]]
 # Quantity -> (steps, values).
 History = dict[str, tuple[list[float], list[float]]]
 
@@ -33,7 +35,7 @@ class Curves:
         self._read: dict[str, History] = {}
 
     def of(self, table: Table) -> list[Interactive]:
-        """A figure for each quantity that some row of the table has."""
+        """A figure for each quantity that some row of the table has; a row looks alike in all."""
         rows = [(r.label, self._study.cells_of(table, r, 0)) for r in self._study.rows_of(table)]
         made = []
         for name, caption in LOGGED.items():
@@ -42,31 +44,32 @@ class Curves:
         precise = self._precise(rows)
         return made + ([lines(PRECISION, "recall", precise)] if precise else [])
 
-    def _logged(self, rows: Sequence[tuple[str, dict[str, Cell]]], name: str) -> list[Curve]:
+    def _logged(self, rows: Rows, name: str) -> list[Curve]:
         """Rows that are measured after different epochs of one pretraining have one curve."""
-        labels: dict[str, list[str]] = {}
-        for label, key in self._finished(rows, "pretrain"):
-            labels.setdefault(key, []).append(label)
-        return [
-            Curve(same[0] if len(same) == 1 else same[0].partition(", epoch")[0], *history)
-            for key, same in labels.items()
-            if (history := self._history(key)[name])[1]
-        ]
-
-    def _precise(self, rows: Sequence[tuple[str, dict[str, Cell]]]) -> list[Curve]:
-        """Its mean is AP50."""
+        same: dict[str, list[tuple[int, str]]] = {}
+        for look, label, key in self._finished(rows, "pretrain"):
+            same.setdefault(key, []).append((look, label))
         found = []
-        for label, key in self._finished(rows, "voc07"):
-            curve = json.loads((self._results.folder(key) / "precision.json").read_text())
-            found.append(Curve(label, curve["recall"], curve["precision"]))
+        for key, named in same.items():
+            (look, label), steps_and_values = named[0], self._history(key)[name]
+            if len(named) > 1:
+                label = label.partition(", epoch")[0]
+            found += [Curve(label, *steps_and_values, look)] if steps_and_values[1] else []
         return found
 
-    def _finished(
-        self, rows: Sequence[tuple[str, dict[str, Cell]]], kind: str
-    ) -> Iterator[tuple[str, str]]:
-        for label, cells in rows:
+    def _precise(self, rows: Rows) -> list[Curve]:
+        """Its mean is AP50."""
+        found = []
+        for look, label, key in self._finished(rows, "voc07"):
+            curve = json.loads((self._results.folder(key) / "precision.json").read_text())
+            found.append(Curve(label, curve["recall"], curve["precision"], look))
+        return found
+
+    def _finished(self, rows: Rows, kind: str) -> Iterator[tuple[int, str, str]]:
+        """Number, label and key of those whose cell of a kind is finished."""
+        for number, (label, cells) in enumerate(rows):
             if kind in cells and self._results.done(cells[kind].key):
-                yield label, cells[kind].key
+                yield number, label, cells[kind].key
 
     def _history(self, key: str) -> History:
         if key not in self._read:

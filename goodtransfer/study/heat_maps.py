@@ -1,7 +1,7 @@
 """Table 10 as heat maps: the readout over queue size and temperature, the paper's and ours."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from goodtransfer.study.entries import Entry, Printed
 from goodtransfer.study.interactive import Interactive, base
@@ -14,8 +14,9 @@ _ROW, _REST = 34, 110  # pixels of a row of the map, and of all else
 
 def heat_maps(shown: Printed) -> list[Interactive]:
     """One for the paper's numbers and one for ours, where there are any; in the order of the rows."""
+    axes = [tuple(line.label.split(", ")) for line in shown.lines]
     return [
-        _map(f"acc over queue size and temperature: {whose}", values)
+        _map(f"acc over queue size and temperature: {whose}", axes, values)
         for whose, values in (
             ("the paper's", _values(shown, paper=True)),
             ("ours", _values(shown, paper=False)),
@@ -25,22 +26,26 @@ def heat_maps(shown: Printed) -> list[Interactive]:
 
 
 def _values(shown: Printed, *, paper: bool) -> dict[tuple[str, str, str], tuple[float, Entry]]:
-    """(method, K, τ) -> number, and the entry it is from."""
+    """(method, "K=...", "τ=...") -> number, and the entry it is from."""
     found = {}
     for line in shown.lines:
         entry = line.entries.get("acc", Entry("acc"))
         value = entry.paper if paper else entry.mean
         if value is not None and math.isfinite(value):
             method, k, tau = line.label.split(", ")
-            found[method, k, tau.removeprefix("τ=")] = (value, entry)
+            found[method, k, tau] = (value, entry)
     return found
 
 
-def _map(caption: str, values: Mapping[tuple[str, str, str], tuple[float, Entry]]) -> Interactive:
+def _map(
+    caption: str,
+    axes: Sequence[tuple[str, ...]],
+    values: Mapping[tuple[str, str, str], tuple[float, Entry]],
+) -> Interactive:
     from bokeh.models import ColumnDataSource, FactorRange, HoverTool
 
-    down = list(dict.fromkeys((method, k) for method, k, _ in values))[::-1]  # the first on top
-    across = sorted({tau for *_, tau in values}, key=float)
+    down = list(dict.fromkeys((method, k) for method, k, _ in axes))[::-1]  # the first on top
+    across = sorted({tau for *_, tau in axes})
     low, high = (f(value for value, _ in values.values()) for f in (min, max))
     shades = [
         round((len(SHADES) - 1) * ((value - low) / (high - low) if high > low else 0.5))
@@ -55,21 +60,20 @@ def _map(caption: str, values: Mapping[tuple[str, str, str], tuple[float, Entry]
         "text": [entry.text(value) for value, entry in values.values()],
         "shade": [SHADES[shade] for shade in shades],
         "ink": ["white" if shade >= _DARK else "black" for shade in shades],
-        "seeds": [len(entry.ours) for _, entry in values.values()],
     }
     plot = base(
         height=_REST + _ROW * len(down),
         x_range=across,
         y_range=FactorRange(factors=down, range_padding=0, group_padding=0.3, factor_padding=0),
         tools="save",
-        x_axis_label="temperature τ",
+        x_axis_label="temperature",
     )
     source = ColumnDataSource(cells)
     squares = plot.rect("tau", "row", width=1, height=1, source=source, fill_color="shade",
                         line_color="#888888", name="cells")  # fmt: skip
     plot.text("tau", "row", text="text", source=source, text_color="ink", text_align="center",
               text_baseline="middle", text_font_size="13px")  # fmt: skip
-    tips = [("", "@method, @k, τ=@tau"), ("acc", "@value{0.00}")]
+    tips = [("", "@method, @k, @tau"), ("acc", "@value{0.00}")]
     plot.add_tools(HoverTool(renderers=[squares], tooltips=tips))
     plot.grid.grid_line_color = None
     plot.yaxis.major_label_text_font_size = "11px"

@@ -23,11 +23,13 @@ class Curve(NamedTuple):
     Attributes:
         label: in the legend.
         x, y: its points.
+        look: number of its colour, dashes and marker.
     """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
+    look: int
 
 
 class Interactive(NamedTuple):
@@ -73,11 +75,11 @@ def lines(caption: str, x: str, curves: Sequence[Curve]) -> Interactive:
     plot = base(height=HEIGHT + _LEGEND_LINE * below + 16, x_axis_label=x, y_axis_label=caption)
     plot.grid.grid_line_alpha = 0.5
     items, drawn = [], []
-    for number, curve in enumerate(curves):
-        colour, dash, marker = (kinds[number % len(kinds)] for kinds in (COLOURS, DASHES, MARKERS))
+    for curve in curves:
+        colour, dash, marker = (k[curve.look % len(k)] for k in (COLOURS, DASHES, MARKERS))
         points = [np.asarray(values, np.float32) for values in (curve.x, curve.y)]
         every = max(1, len(curve.x) // 6)
-        some = [values[number % every :: every] for values in points]
+        some = [values[curve.look % every :: every] for values in points]
         # Not plot.line and plot.scatter, which add three more glyphs each: half the time and size.
         line, marks = (
             plot.add_glyph(ColumnDataSource({"x": of[0], "y": of[1]}), glyph, name=curve.label)

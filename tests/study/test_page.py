@@ -235,7 +235,7 @@ def test_heat_maps_show_the_numbers_of_the_results(wide, reported):
     assert len(maps) == 2
     for whose, shown in zip(("paper", "ours"), maps, strict=True):
         told = {
-            (f"{row[0]}, {row[1]}, τ={tau}"): text
+            (f"{row[0]}, {row[1]}, {tau}"): text
             for row, tau, text in zip(shown["row"], shown["tau"], shown["text"], strict=True)
         }
         for row in TABLES["10"].rows:

@@ -267,6 +267,21 @@ def test_curves_are_what_was_logged(reported):
     assert [len(item.renderers) for item in legend.items] == [2] * 4
 
 
+def test_a_row_looks_alike_in_all_figures_of_its_table(reported, tmp_path):
+    """Also where the rows before it have no such curve."""
+    shutil.copytree(reported.out / "results", tmp_path / "results")
+    study = replace(reported, out=tmp_path)
+    first = study.cells_of(TABLES["3"], TABLES["3"].rows[0], 0)["pretrain"].key
+    (tmp_path / "results" / first / "curves.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    loss, pretext, *_ = Curves(study, Results(study)).of(TABLES["3"])
+    looks = [
+        {r.name: (r.glyph.line_color, str(r.glyph.line_dash)) for r in f.model.renderers[::2]}
+        for f in (loss, pretext)
+    ]
+    assert set(looks[0]) - set(looks[1]) == {"MoCo-v1"}
+    assert looks[1].items() <= looks[0].items()
+
+
 def test_a_long_curve_is_thinned_to_means_of_neighbours():
     steps, values = [float(n) for n in range(10, 10_010, 10)], [float(n % 7) for n in range(1000)]
     x, y = thinned(steps, values)
@@ -286,7 +301,7 @@ def test_heat_maps_have_the_numbers_of_table_10(reported, literal):
         assert len(found) == 10
         for row in TABLES["10"].rows:
             method, k, tau = row.label.split(", ")
-            value = found[(method, k), tau.removeprefix("τ=")]
+            value = found[(method, k), tau]
             mean = statistics.fmean(literal["10", row.label, "acc"][0])
             assert value == (row.paper["acc"] if figure is theirs else pytest.approx(mean))
         assert [text.replace("−", "-") for text in data["text"]] == [
