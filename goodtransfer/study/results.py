@@ -138,6 +138,16 @@ class Results:
             ) from error
 
 
+def finished(study: Study, results: Results) -> dict[str, list[Cell]]:
+    """By kind, the finished cells of the first seed, one for every distinct row."""
+    every = [cell for t, row in study.rows() for cell in study.cells_of(t, row, 0).values()]
+    found: dict[str, list[Cell]] = {}
+    for cell in {cell.key: cell for cell in every}.values():
+        if results.done(cell.key):
+            found.setdefault(cell.kind, []).append(cell)
+    return found
+
+
 def _json(content: Any) -> str:
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 

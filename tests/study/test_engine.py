@@ -337,7 +337,10 @@ def test_a_scheduler_keeps_its_own_gpus(tmp_path, monkeypatch):
     assert 'gpu=lambda w: CELLS[w.key]["gpu"]' in text
     assert "runtime=lambda" not in text
     options = slurm._options(study, study.cells())
-    assert options[options.index("--default-resources") :][1:3] == ["slurm_partition=gpu", "runtime=60"]
+    assert options[options.index("--default-resources") :][1:3] == [
+        "slurm_partition=gpu",
+        "runtime=60",
+    ]
 
 
 def test_cells_share_cores_and_a_larger_kind_asks_for_longer(monkeypatch):
