@@ -69,7 +69,7 @@ class CellBar(pl.Callback):
         )
         self.bar = tqdm(
             total=total, initial=done, desc=self.title, unit="step", leave=False,
-            disable=not trainer.is_global_zero, **place,
+            disable=not trainer.is_global_zero or bool(os.environ.get("TQDM_DISABLE")), **place,
         )  # fmt: skip
         if done:
             tqdm.write(f"{self.title}: going on at step {done} of {total}", file=sys.stderr)
