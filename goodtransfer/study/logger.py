@@ -1,6 +1,7 @@
 """What a cell shows and keeps while it runs: one bar, and curves as an append-only file."""
 
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
