@@ -138,6 +138,11 @@ class Study:
 
     def _check_choices(self) -> None:
         """Refuse classes that a table cannot be restricted to, and tasks that cannot be measured."""
+        if len(set(self.classes)) == 1:
+            raise ValueError(
+                f"Expected at least two classes to pretrain on, but got {self.classes[0]!r} alone: "
+                "cross-entropy and Exemplar tell one class from another."
+            )
         for table in self.tables if self.classes else ():
             data = {row.pretraining.data for row in TABLES[table].rows}
             if data & {"imagenet10", "imagenet100"}:

@@ -269,6 +269,18 @@ def test_the_command_of_a_row_has_its_classes(own, finished, tmp_path, monkeypat
         assert torch.equal(found[part], value), name
 
 
+def test_few_images_are_warned_of_and_no_more(tmp_path):
+    root = photos(tmp_path / "few", {"ant": 6, "bee": 6, "cat": 6})
+    given = {"scale": "tiny", "imagenet": str(root), "tables": ["own"], "classes": ["ant", "bee"]}
+    study = Study.open(tmp_path / "s", **given)
+    cell = of(study, "Exemplar-v2")["pretrain"]
+    with pytest.warns(
+        UserWarning, match=r"queue \(24 keys\) is as large as the data set \(12 images"
+    ):
+        run_cell(study, cell)
+    assert Results(study).done(cell.key)
+
+
 # --- Sentences
 
 
@@ -297,11 +309,13 @@ def test_the_command_of_a_row_has_its_classes(own, finished, tmp_path, monkeypat
         ("voc_classes: [ant]", r"Expected `voc` beside `voc_classes` in FILE, but there is none\."),
         ("data: photos\nclasses: [ant, unicorn]", r"classes among the folders of .*/photos/train, "
          r"but got 'unicorn': choose of ant, bee, cat\."),
-        ("data: photos\nclasses: [bea]", r"but got 'bea': did you mean 'bee'\?"),
-        ("classes: [star-dot]", r"but got 'star-dot': did you mean 'star-dots'\?"),
+        ("data: photos\nclasses: [ant, bea]", r"but got 'bea': did you mean 'bee'\?"),
+        ("classes: [disc-dots, star-dot]", r"but got 'star-dot': did you mean 'star-dots'\?"),
+        ("classes: [star-dots, star-dots]", r"at least two classes to pretrain on, but got 'star-dots' "
+         r"alone: cross-entropy and Exemplar"),
         ("tables: [3]\ntasks: [landmarks]", r"Expected tasks that table 3 has columns of, linear, voc07, "
          r"coco, city, but got 'landmarks'\."),
-        ("tables: [2]\nclasses: [star-dots]", r"Expected no chosen classes for table 2, whose rows have"),
+        ("tables: [2]\nclasses: [disc-dots, star-dots]", r"no chosen classes for table 2, whose rows have"),
         ("scale: small\ndata: photos\ntasks: [city]", r"Expected --cityscapes ROOT for task city: a "
          r"folder with leftImg8bit and gtFine\."),
         ("- scale", r"Expected `key: value` lines in FILE, .* but got \['scale'\]"),
@@ -324,10 +338,13 @@ def test_the_command_line_goes_before_the_file(own, capsys):
     file = own / "little.yaml"
     file.write_text("scale: small\nout: made\ndata: photos\n")
     call = ["study", "list", "--config", str(file)]
-    assert cli([*call, "--scale", "tiny", "--classes", "bee", "--table", "10", "--seeds", "2"]) == 0
+    assert (
+        cli([*call, "--scale", "tiny", "--classes", "cat", "bee", "--table", "10", "--seeds", "2"])
+        == 0
+    )
     told = capsys.readouterr().out
     assert "encoder resnet10w8 (paper: resnet50)" in told  # which is scale tiny's
-    assert "data photos, 12 images of 1 classes" in told
+    assert "data photos, 26 images of 2 classes" in told
     assert "Table 10" in told
     assert "seed 1" in told
     assert cli(["study", "list", "--config", str(own / "no.yaml")]) == 2
