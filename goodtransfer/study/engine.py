@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -33,7 +32,7 @@ from goodtransfer.study.results import Results
 PROGRAM = [sys.executable, "-m", "goodtransfer.cli"]
 _SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 
-_SNAKEFILE = '''\
+_SNAKEFILE = """\
 # Written by `goodtransfer study run`, which runs it: the cells that were open.
 PROGRAM = {program!r}
 CELLS = {cells}
@@ -54,7 +53,7 @@ rule cell:
     shell:
         "mkdir -p work/{{wildcards.key}} && GOODTRANSFER_CORES={{threads}} exec {{params.program}} "
         "study cell {{wildcards.key}} --out . >> work/{{wildcards.key}}/log.txt 2>&1"
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -190,8 +189,16 @@ class Engine:
         if self.resources:
             options += ["--default-resources", *self.resources]
         if not self.local:
-            jobs = str(self.jobs or 100)
-            return [*options, "--executor", str(self.executor), "--jobs", jobs, "--latency-wait", "60"]
+            most = str(self.jobs or 100)
+            return [
+                *options,
+                "--executor",
+                str(self.executor),
+                "--jobs",
+                most,
+                "--latency-wait",
+                "60",
+            ]
         jobs = self.jobs or 1
         limits = [f"mem_mb={demands.memory_mb()}", f"gpu={len(leases.devices())}"]
         threads = max(self.demand(study, cell).threads for cell in cells)

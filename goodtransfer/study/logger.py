@@ -64,7 +64,9 @@ class CellBar(pl.Callback):
             trainer.logger.cut(trainer.global_step)
         total, done = int(trainer.estimated_stepping_batches), trainer.global_step
         # Below the study's bar, or rarely into a log.
-        place: Any = {"position": 1, "mininterval": 1.0} if sys.stderr.isatty() else {"mininterval": 60.0}
+        place: Any = (
+            {"position": 1, "mininterval": 1.0} if sys.stderr.isatty() else {"mininterval": 60.0}
+        )
         self.bar = tqdm(
             total=total, initial=done, desc=self.title, unit="step", leave=False,
             disable=not trainer.is_global_zero, **place,
