@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -190,13 +189,13 @@ class Engine:
         if self.resources:
             options += ["--default-resources", *self.resources]
         if not self.local:
-            jobs = str(self.jobs or 100)
+            most = str(self.jobs or 100)
             return [
                 *options,
                 "--executor",
                 str(self.executor),
                 "--jobs",
-                jobs,
+                most,
                 "--latency-wait",
                 "60",
             ]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -310,7 +311,7 @@ def test_every_gpu_is_leased_to_one_cell_at_a_time(end, tmp_path):
     assert all(held.values())
     for spans in held.values():
         spans.sort()
-        assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in pairwise(spans))
 
 
 def test_where_gpus_are_found(monkeypatch):
