@@ -588,7 +588,7 @@ def test_ctrl_c_that_python_drops_is_heard_after_the_cell(monkeypatch, tmp_path)
     "error", [SystemExit(1), RuntimeError("Please call `iter(combined_loader)` first.")]
 )
 def test_ctrl_c_is_told_whatever_the_tidying_up_stumbles_over(error, monkeypatch, tmp_path, capsys):
-    def stopped(study):
+    def stopped(study, engine):
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
