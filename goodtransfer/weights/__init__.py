@@ -3,6 +3,7 @@
 from goodtransfer.weights.encoder import (
     describe_input,
     inspect,
+    load_classifier,
     load_encoder,
     load_head,
     restore_input,
@@ -16,6 +17,7 @@ __all__ = [
     "Report",
     "describe_input",
     "inspect",
+    "load_classifier",
     "load_encoder",
     "load_head",
     "read_provenance",

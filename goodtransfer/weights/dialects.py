@@ -51,12 +51,12 @@ _CAFFE2_ENDS = {
 }  # fmt: skip
 
 
-def _from_caffe2(name: str) -> str:
-    """Detectron's: conv1_w, res_conv1_bn_s, res2_0_branch2a_w, res2_0_branch1_bn_b."""
+def _from_caffe2(name: str) -> str | None:
+    """Detectron's: conv1_w, res_conv1_bn_s, res2_0_branch2a_w; None for its heads."""
     pattern = r"(?:(res\d)_(\d+)_branch(1|2[abc])|(?:res_)?(conv1))_(\w+)"
     found = re.fullmatch(pattern, name)
     if not found or found[5] not in _CAFFE2_ENDS:
-        return name
+        return None
     branch = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3", None: "stem.conv1"}
     where = f"{found[1]}.{found[2]}." if found[1] else ""
     return _from_detectron2(f"{where}{branch[found[3]]}.{_CAFFE2_ENDS[found[5]]}")
@@ -97,7 +97,7 @@ class Dialect:
     trunk: str = ""
     stem: str = r"conv1(?:\.0)?\.weight"
     block: str = "layer1.0.conv1.weight"
-    rename: Callable[[str], str] = _same
+    rename: Callable[[str], str | None] = _same
     beside: str = ""
     also: str = ""
     caffe: bool = False
@@ -109,7 +109,11 @@ class Dialect:
         return self.rename(name[found.end() :]) if found else None
 
 
-_CHILDREN = {"stem": r"0\.weight", "block": "4.0.conv1.weight", "rename": _from_children}
+_CHILDREN: dict[str, Any] = {
+    "stem": r"0\.weight",
+    "block": "4.0.conv1.weight",
+    "rename": _from_children,
+}
 _D2: dict[str, Any] = {
     "trunk": r"(?:.*\.)?", "stem": r"stem\.conv1(?:_1)?\.weight", "block": "res2.0.conv1.weight",
     "rename": _from_detectron2, "also": r"roi_heads\.(?=res5\.)",

@@ -5,12 +5,12 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import get_model
 
 from goodtransfer.encoders import Encoder, Normalization, as_encoder, build, from_torchvision
 from goodtransfer.weights.files import SUFFIXES, read
-from goodtransfer.weights.match import match
+from goodtransfer.weights.match import match, read_trunk
 from goodtransfer.weights.report import Report, named
 
 
@@ -36,8 +36,9 @@ def load_encoder(
         FileNotFoundError: for a path without a file.
         ValueError: for an unknown name, or a file that does not fit, with the names at fault.
     """
-    given = isinstance(encoder, nn.Module)
-    found = as_encoder(encoder) if given else _resolve(encoder, partial, dialect)
+    if isinstance(encoder, str | Path):
+        encoder = _resolve(encoder, partial, dialect)
+    found = as_encoder(encoder)
     if normalize != "auto":
         found.set_normalization(normalize)
     return found
@@ -56,15 +57,33 @@ def load_head(path: str | Path) -> nn.Linear | None:
     tensors, _, provenance = read(path)
     if provenance is None or "head.weight" not in tensors:
         return None
-    classes, features = tensors["head.weight"].shape
-    head = nn.Linear(features, classes)
-    head.load_state_dict({"weight": tensors["head.weight"], "bias": tensors["head.bias"]})
+    return _linear(tensors["head.weight"], tensors["head.bias"])
+
+
+def load_classifier(spec: str | Path, *, dialect: str | None = None) -> nn.Linear | None:
+    """The linear classifier beside the trunk in a file of ours, of torchvision, timm or transformers.
+
+    Projections to 128 dimensions and the like are none.
+    """
+    name, path = _name_and_path(spec)
+    if path is None or path == "pretrained":
+        return None
+    if (head := load_head(path)) is not None or name is not None:
+        return head
+    trunk = read_trunk(path, read(path), dialect)
+    return _linear(*found) if trunk and (found := trunk.classifier()) else None
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight, "bias": bias})
     return head
 
 
 def describe_input(encoder: Encoder) -> dict[str, Any]:
-    """The input convention in plain types, for a checkpoint."""
-    return {"normalization": encoder.normalization and [list(v) for v in encoder.normalization]}
+    """The input convention, and what rebuilds the encoder, in plain types for a checkpoint."""
+    normalization = encoder.normalization and [list(v) for v in encoder.normalization]
+    return {"normalization": normalization, "encoder": encoder.name}
 
 
 def restore_input(encoder: Encoder, described: dict[str, Any]) -> None:

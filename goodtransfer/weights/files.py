@@ -156,7 +156,7 @@ def _of_checkpoint(path: Path, content: Any) -> Provenance | None:
     settings, given = content.get("hyper_parameters"), content.get("input")
     if not isinstance(settings, dict) or not isinstance(given, dict):
         return None
-    name = str(settings.get("encoder", "")).partition("@")[0]
+    name = str(given.get("encoder") or settings.get("encoder", "")).partition("@")[0]
     try:
         return Provenance(name, _normalization(given.get("normalization")))
     except (TypeError, ValueError):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from goodtransfer.encoders import Encoder, Normalization, ResNet, build
 from goodtransfer.weights.architecture import Architecture, read_architecture
-from goodtransfer.weights.dialects import CAFFE, recognise
+from goodtransfer.weights.dialects import CAFFE, Dialect, recognise
 from goodtransfer.weights.files import Content, Provenance, read
 from goodtransfer.weights.report import Report, named
 
@@ -24,10 +24,25 @@ class Trunk(NamedTuple):
     """The ResNet in a file: its tensors in torchvision's names and for RGB, and what it is."""
 
     tensors: dict[str, Tensor]
-    dialect: str
+    dialect: Dialect
     architecture: Architecture
     normalization: Normalization | None
     notes: list[str]
+
+    def __str__(self) -> str:
+        prefix = self.dialect.trunk.replace("\\", "")
+        return f"{self.dialect.words}, below {prefix}" if prefix else self.dialect.words
+
+    def classifier(self) -> tuple[Tensor, Tensor] | None:
+        """Weight and bias of the linear layer of classes, where that is what ``fc`` is."""
+        weight, bias = self.tensors.get("fc.weight"), self.tensors.get("fc.bias")
+        if (
+            self.dialect.name not in ("torchvision", "huggingface")
+            or weight is None
+            or bias is None
+        ):
+            return None
+        return (weight, bias) if weight.ndim == 2 and bias.shape == weight.shape[:1] else None
 
 
 class Match(NamedTuple):
@@ -49,8 +64,10 @@ def match(path: str, name: str | None = None, dialect: str | None = None) -> Mat
     content = read(path)
     trunk, own = read_trunk(path, content, dialect), content.provenance
     architecture = trunk.architecture if trunk else Architecture(None, "")
-    name = name or architecture.name or (not trunk and own and _stated(path, own, content)) or None
-    words = trunk.dialect if trunk else "names of no ResNet"
+    name = name or _name(path, architecture, own, content)
+    if architecture.name == f"{name}-caffe":
+        name = architecture.name
+    words = str(trunk) if trunk else "names of no ResNet"
     if own is not None:
         words = "goodtransfer" + (f", {words}" if Path(path).suffix != ".safetensors" else "")
     if name is None:
@@ -89,10 +106,9 @@ def read_trunk(path: str, content: Content, asked: str | None = None) -> Trunk |
             tensors["conv1.weight"] = tensors["conv1.weight"].flip(1)
             notes.append("it takes BGR in 0 ... 255: conv1 is turned to RGB, and std set to 1/255")
     caffe = found.caffe or settings.get("downsample_in_bottleneck") is True
-    prefix = found.trunk.replace("\\", "")
     return Trunk(
         tensors,
-        f"{found.words}, below {prefix}" if prefix else found.words,
+        found,
         read_architecture(path, tensors, caffe),
         CAFFE if found.caffe else _normalization(settings),
         notes,
@@ -123,31 +139,32 @@ def _settings_beside(path: Path) -> dict[str, Any]:
 
 def _normalization(settings: Mapping[str, Any]) -> Normalization | None:
     """Mean and standard deviation, by timm's names and by transformers'."""
-    timm = settings.get("pretrained_cfg")
-    timm = timm if isinstance(timm, dict) else {}
-    values = [
-        timm.get("mean", settings.get("image_mean")),
-        timm.get("std", settings.get("image_std")),
-    ]
-    if not all(isinstance(v, list) and len(v) == 3 for v in values):
-        return None
+    given = settings.get("pretrained_cfg")
+    timm: dict[str, Any] = given if isinstance(given, dict) else {}
+    mean: Any = timm.get("mean", settings.get("image_mean"))
+    std: Any = timm.get("std", settings.get("image_std"))
     try:
-        mean, std = (tuple(map(float, v)) for v in values)
+        found = Normalization(tuple(map(float, mean)), tuple(map(float, std)))
     except (TypeError, ValueError):
         return None
-    return Normalization(mean, std)
+    return found if len(found.mean) == len(found.std) == 3 and all(found.std) else None
 
 
-def _stated(path: str, own: Provenance, content: Content) -> str:
-    """The encoder that a header names, unless it is far larger than the file."""
-    width = re.fullmatch(r"resnet\d+w(\d+)(?:-caffe)?", own.encoder)
+def _name(
+    path: str, read_off: Architecture, own: Provenance | None, content: Content
+) -> str | None:
+    """The encoder that the tensors tell; for the rest, the one that the header names."""
+    stated = own.encoder if own else None
+    if read_off.name or not stated:
+        return stated if stated == f"{read_off.name}-caffe" else read_off.name
+    width = re.fullmatch(r"resnet\d+w(\d+)(?:-caffe)?", stated)
     longest = max(max(tensor.shape, default=1) for tensor in content.tensors.values())
     if width and int(width[1]) > longest:
         raise ValueError(
-            f"Expected {path} to hold {own.encoder}, as its header says, but none of its tensors is "
-            f"longer than {longest}: the file is damaged."
+            f"Expected {path} to hold {stated}, as its header says, but none of its tensors is longer "
+            f"than {longest}: the file is damaged."
         )
-    return own.encoder
+    return stated
 
 
 def _fit(
@@ -159,7 +176,11 @@ def _fit(
     matched = {name: tensor for name, tensor in given.items() if name in wanted}
     # Files from before torch 0.4.1, and FrozenBN, have no counters, and nothing depends on them.
     missing = [n for n in wanted if n not in given and not n.endswith("num_batches_tracked")]
-    unexpected = [n for n in given if n not in wanted and not n.startswith(_CLASSIFIERS)]
+    unexpected = [
+        n
+        for n in given
+        if n not in wanted and not n.removeprefix("features.").startswith(_CLASSIFIERS)
+    ]
     odd = [
         f"{n} {tuple(v.shape)} instead of {tuple(wanted[n].shape)}"
         for n, v in matched.items()
