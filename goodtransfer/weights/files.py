@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from goodtransfer.encoders import Normalization
-from goodtransfer.weights.pickles import HARMLESS, Inert, read_arrays
+from goodtransfer.weights.pickles import HARMLESS, read_arrays
 
 HEADER = "goodtransfer"
 SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".pkl", ".bin", ".torch", ".pyth"}
@@ -29,6 +29,7 @@ _WRAPPERS = (
     "state_dict", "model_state_dict", "classy_state_dict", "base_model", "model", "model_state",
     "trunk", "blobs",
 )  # fmt: skip
+_STAND_INS: list[Any] = [(stand_in, name) for name, stand_in in HARMLESS.items()]
 _ZIP, _LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
@@ -188,7 +189,7 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 def _load_torch(path: Path) -> Any:
     _check_zip(path)
     try:
-        with torch.serialization.safe_globals([(Inert, name) for name in HARMLESS]):
+        with torch.serialization.safe_globals(_STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle can make the reader raise anything
         raise ValueError(
@@ -208,6 +209,7 @@ def _reason(error: Exception) -> str:
             f"it asks for {named[1]}, which is code or a whole object; save its state_dict() alone "
             "where it comes from, or get it as safetensors."
         )
+    text = text.partition("WeightsUnpickler error: ")[2] or text
     return (text.strip().splitlines() or [type(error).__name__])[0]
 
 

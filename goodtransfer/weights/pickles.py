@@ -2,62 +2,64 @@
 
 import math
 import pickle
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Settings that old checkpoints carry beside their tensors. Each is read into an `Inert`, which keeps
-# what was stored and has no behaviour; the packages named here are neither needed nor imported.
-HARMLESS = (
-    "argparse.Namespace",
-    "collections.defaultdict",
-    "easydict.EasyDict",
-    "fvcore.common.config.CfgNode",
-    "lightning.fabric.utilities.data.AttributeDict",
-    "lightning.pytorch.utilities.parsing.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-    "numpy.dtype",
-    "numpy.core.multiarray.scalar",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.ndarray",
-    "numpy._core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct",
-    "_codecs.encode",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.nodes.AnyNode",
-    "pathlib.Path",
-    "pathlib.PosixPath",
-    "pathlib.PurePosixPath",
-    "pathlib.WindowsPath",
-    "typing.Any",
-    "vissl.utils.hydra_config.AttrDict",
-    "vissl.config.attr_dict.AttrDict",
-    "yacs.config.CfgNode",
-)
 
-
-class Inert(dict[Any, Any]):
+class Inert:
     """Stands for a foreign class or function: takes any arguments and state, and does nothing."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        super().__init__()
+    def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def __new__(cls, *_: Any, **__: Any) -> "Inert":
         return super().__new__(cls)
 
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.update(state)
+    def __setstate__(self, state: Any) -> None: ...
 
-    def __hash__(self) -> int:  # type: ignore[override]
-        return id(self)
+
+class InertDict:
+    """Stands for a foreign kind of dict: a plain one, whatever its arguments."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return OrderedDict()
+
+
+# Settings that old checkpoints carry beside their tensors. Each is read into a stand-in that has no
+# behaviour; the packages named here are neither needed nor imported.
+HARMLESS: Mapping[str, type] = dict.fromkeys(
+    (
+        "_codecs.encode",
+        "argparse.Namespace",
+        "builtins.dict", "builtins.float", "builtins.int", "builtins.list", "builtins.object",
+        "numpy.dtype", "numpy.ndarray",
+        "numpy.core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar", "numpy._core.multiarray._reconstruct",
+        "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode",
+        "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig",
+        "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.WindowsPath",
+        "typing.Any",
+    ),
+    Inert,
+) | dict.fromkeys(
+    (
+        "collections.defaultdict",
+        "easydict.EasyDict",
+        "fvcore.common.config.CfgNode",
+        "lightning.fabric.utilities.data.AttributeDict",
+        "lightning.pytorch.utilities.parsing.AttributeDict",
+        "lightning_fabric.utilities.data.AttributeDict",
+        "pytorch_lightning.utilities.parsing.AttributeDict",
+        "vissl.config.attr_dict.AttrDict",
+        "vissl.utils.hydra_config.AttrDict",
+        "yacs.config.CfgNode",
+    ),
+    InertDict,
+)  # fmt: skip
 
 
 class _Dtype:

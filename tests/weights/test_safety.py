@@ -57,8 +57,7 @@ COMMANDS = {
     "posix.system": lambda trap: Payload(os.system, f"touch {trap}"),
     "eval": lambda trap: Payload(eval, f"open({str(trap)!r}, 'w')"),
     "exec": lambda trap: Payload(exec, f"open({str(trap)!r}, 'w')"),
-    "subprocess.check_call": lambda trap: Payload(subprocess.check_call, ["touch", str(trap)]),
-    "getattr": lambda trap: Payload(getattr, os, "system"),
+    "commands.check_call": lambda trap: Payload(subprocess.check_call, ["touch", str(trap)]),
     "numpy.load": lambda trap: Payload(np.load, str(trap), None, True),
     "torch.serialization.load": lambda trap: Payload(torch.load, str(trap)),
 }
@@ -67,8 +66,6 @@ COMMANDS = {
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("legacy", [False, True])
 def test_commands_in_torch_files_do_not_run(name, legacy, weights, trap, tmp_path):
-    if name == "getattr":
-        pytest.skip("modules are not pickled; see the raw pickle below")
     path = tmp_path / "net.pth"
     content = {"state_dict": dict(weights), "args": COMMANDS[name](trap)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
@@ -79,8 +76,6 @@ def test_commands_in_torch_files_do_not_run(name, legacy, weights, trap, tmp_pat
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_in_detectron2_pickles_do_not_run(name, weights, trap, tmp_path):
-    if name == "getattr":
-        pytest.skip("modules are not pickled; see the raw pickle below")
     path = tmp_path / "net.pkl"
     model = {f"stem.{n}": v.numpy() for n, v in weights.items()}
     path.write_bytes(pickle.dumps({"model": model, "x": COMMANDS[name](trap)}, protocol=2))
@@ -234,12 +229,12 @@ def archive(path, numel, size, stride, data=bytes(16), compression=zipfile.ZIP_S
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value):
-            if value == "storage":
+            if value == "the storage":
                 return ("storage", torch.FloatStorage, "0", "cpu", numel)
             return None
 
     tensor = Payload(
-        torch._utils._rebuild_tensor_v2, "storage", 0, (size,), (stride,), False, OrderedDict()
+        torch._utils._rebuild_tensor_v2, "the storage", 0, (size,), (stride,), False, OrderedDict()
     )
     content = io.BytesIO()
     Pickler(content, 2).dump({"conv1.weight": tensor})

@@ -159,7 +159,7 @@ def test_the_input_convention_goes_along_or_is_refused(tmp_path):
     undivided = Normalization(IMAGENET.mean, (1 / 255,) * 3)
     for normalization, forms in ((half, FORMS[:1] + FORMS[-1:]), (undivided, FORMS), (None, FORMS)):
         encoder = scrambled(build("resnet18"))
-        encoder.conv1.weight.data /= 50
+        encoder.conv1.weight.data /= 255
         encoder.set_normalization(normalization)
         for form in FORMS:
             path = tmp_path / f"net{SUFFIXES_OF[form][0]}"
