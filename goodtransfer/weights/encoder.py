@@ -108,17 +108,17 @@ def _resolve(spec: str | Path, partial: bool, dialect: str | None) -> Encoder:
         return build(str(name))
     if path == "pretrained":
         return _pretrained(str(name))
-    encoder, tensors, report = match(path, name, dialect)
-    if encoder is None or (report.fault and not (partial and report.bearable)):
+    found = match(path, name, dialect)
+    report = found.report
+    if report.fault and not (partial and report.bearable):
         raise ValueError(report.fault)
-    encoder.network.load_state_dict(tensors, strict=False)
     notes = list(report.notes)
     if report.fault:
         notes.append(f"{len(report.matched)} of {report.wanted} tensors match, "
                      f"{named('missing', report.missing)}")  # fmt: skip
     if notes:
         warnings.warn(f"{path}: {'; '.join(notes)}.", stacklevel=3)
-    return encoder
+    return found.filled()
 
 
 def _pretrained(name: str) -> Encoder:

@@ -17,6 +17,7 @@ from goodtransfer.weights.report import Report, named
 
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "head_drop.")
 _STATISTICS = re.compile(r"(?:bn\d|downsample\.1)\.running_(?:mean|var)")
+_RESNET = re.compile(r"resnet\d+(?:w(\d+))?(?:-caffe)?")
 _NORM = re.compile(r"((?:.*\.)?(?:bn\d|downsample\.1))\.weight")
 
 
@@ -46,11 +47,30 @@ class Trunk(NamedTuple):
 
 
 class Match(NamedTuple):
-    """An encoder, untrained or None; the file's tensors in its names; and the report on both."""
+    """An encoder, or None; the file's tensors in its names; and the report on both.
+
+    A ResNet has no values yet, which would be drawn in vain: :meth:`filled` gives it some.
+    """
 
     encoder: Encoder | None
     tensors: dict[str, Tensor]
     report: Report
+
+    def filled(self) -> Encoder:
+        """The encoder with the file's tensors; what is missing is as untrained."""
+        if self.encoder is None:
+            raise ValueError(self.report.fault)
+        encoder, normalization = self.encoder, self.encoder.normalization
+        if self.report.missing:
+            encoder = build(encoder.name)
+        elif encoder.mean.is_meta:
+            encoder.to_empty(device="cpu")
+            for name, counter in encoder.named_buffers():
+                if name.endswith("num_batches_tracked"):
+                    counter.zero_()
+        encoder.set_normalization(normalization)
+        encoder.network.load_state_dict(self.tensors, strict=False)
+        return encoder
 
 
 def match(path: str, name: str | None = None, dialect: str | None = None) -> Match:
@@ -83,7 +103,8 @@ def match(path: str, name: str | None = None, dialect: str | None = None) -> Mat
             parameters=_count(held, _weights(held)),
         )  # fmt: skip
         return Match(None, {}, report)
-    encoder = build(name)
+    with torch.device("meta" if _RESNET.fullmatch(name) else "cpu"):
+        encoder = build(name)
     if own is not None:
         encoder.set_normalization(own.normalization)
     elif isinstance(encoder, ResNet) and trunk and trunk.normalization:
@@ -157,9 +178,9 @@ def _name(
     stated = own.encoder if own else None
     if read_off.name or not stated:
         return stated if stated == f"{read_off.name}-caffe" else read_off.name
-    width = re.fullmatch(r"resnet\d+w(\d+)(?:-caffe)?", stated)
+    width = _RESNET.fullmatch(stated)
     longest = max(max(tensor.shape, default=1) for tensor in content.tensors.values())
-    if width and int(width[1]) > longest:
+    if width and int(width[1] or 64) > longest:
         raise ValueError(
             f"Expected {path} to hold {stated}, as its header says, but none of its tensors is longer "
             f"than {longest}: the file is damaged."

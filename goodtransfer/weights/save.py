@@ -134,4 +134,4 @@ def _detectron2(encoder: Encoder, header: str) -> bytes:
         "matching_heuristics": True,
         HEADER: header,
     }
-    return pickle.dumps(content, protocol=2)
+    return pickle.dumps(content, protocol=4)
