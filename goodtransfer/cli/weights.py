@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLES = """examples:
+  goodtransfer weights list                                        the paper's released files
+  goodtransfer weights list --download exemplar_v2
+  goodtransfer weights inspect exemplar_v2
   goodtransfer weights inspect moco_v2_800ep_pretrain.pth.tar
   goodtransfer weights inspect a.safetensors b.ckpt R-50.pkl
   goodtransfer weights inspect timm:resnet50d@model.safetensors    a network that is no plain ResNet
@@ -38,6 +41,27 @@ def main(argv: Sequence[str]) -> int:
     return int(arguments.verb(arguments))
 
 
+def _list(arguments: argparse.Namespace) -> int:
+    from goodtransfer.weights.released import RELEASED, address, cache, fetched, place
+
+    for name in arguments.download or ():
+        if name not in RELEASED:
+            raise ValueError(
+                f"Expected a released name among {', '.join(RELEASED)}, but got {name!r}."
+            )
+        print(fetched(name))
+    if arguments.download:
+        return 0
+    width = max(map(len, RELEASED))
+    for name, words in RELEASED.items():
+        path = place(name)
+        here = "here" if path and path.is_file() else ""
+        row = f"{name:<{width}}  {here:<4}  {words}"
+        print(f"{row}  {address(name)}" if arguments.urls else row)
+    print(f"folder of downloads: {cache()}")
+    return 0
+
+
 def _inspect(arguments: argparse.Namespace) -> int:
     from goodtransfer.weights import inspect
 
@@ -56,12 +80,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from goodtransfer.weights import load_classifier, load_encoder, read_provenance, save_encoder
+    from goodtransfer.weights.released import fetched
 
     source, to = arguments.source, arguments.to
     options = {"partial": arguments.partial, "dialect": arguments.dialect}
     encoder = load_encoder(source, **options)
     head = load_classifier(source, dialect=arguments.dialect)
-    known = read_provenance(source.partition("@")[2] or source)
+    known = read_provenance(fetched(source.partition("@")[2] or source))
     origin: dict[str, Any] = dict(known.origin) if known else {"converted": Path(source).name}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if to == "detectron2":
@@ -87,18 +112,27 @@ def _parser() -> argparse.ArgumentParser:
         "goodtransfer weights", description=__doc__, epilog=EXAMPLES, formatter_class=raw
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    released = verbs.add_parser(
+        "list", help="the paper's released files, and which are here", epilog=EXAMPLES,
+        formatter_class=raw,
+    )  # fmt: skip
+    released.set_defaults(verb=_list)
+    released.add_argument("--download", nargs="+", metavar="NAME", help="fetch these")
+    released.add_argument("--urls", action="store_true", help="print where they come from, too")
     inspect = verbs.add_parser(
         "inspect", help="who wrote a file, its network, input convention, and what does not fit",
         epilog=EXAMPLES, formatter_class=raw,
     )  # fmt: skip
     inspect.set_defaults(verb=_inspect)
-    inspect.add_argument("files", nargs="+", metavar="FILE", help="a weight file, or NAME@FILE")
+    inspect.add_argument(
+        "files", nargs="+", metavar="FILE", help="a weight file, NAME@FILE, a released name"
+    )
     convert = verbs.add_parser(
         "convert", help="write the encoder in another library's names", epilog=EXAMPLES,
         formatter_class=raw,
     )  # fmt: skip
     convert.set_defaults(verb=_convert)
-    convert.add_argument("source", metavar="IN", help="a weight file, or NAME@FILE")
+    convert.add_argument("source", metavar="IN", help="a weight file, NAME@FILE, a released name")
     convert.add_argument("out", type=Path, metavar="OUT", help="ends in .safetensors, .pth or .pkl")
     convert.add_argument("--to", default="safetensors", choices=FORMS, metavar="FORM",
                          help=f"{', '.join(FORMS)} (default: safetensors)")  # fmt: skip

@@ -11,6 +11,7 @@ from torchvision.models import get_model
 from goodtransfer.encoders import Encoder, Normalization, as_encoder, build, from_torchvision
 from goodtransfer.weights.files import SUFFIXES, read
 from goodtransfer.weights.match import match, read_trunk
+from goodtransfer.weights.released import fetched, place
 from goodtransfer.weights.report import Report, named
 
 
@@ -27,7 +28,8 @@ def load_encoder(
         encoder: a name (``resnet50``, ``torchvision:NAME``, ``timm:NAME``: untrained); a weight
             file of ours or a ResNet of any dialect: depth, stem and input convention are read off
             it; ``NAME@FILE``, that architecture with that file; ``torchvision:NAME@pretrained`` or
-            ``timm:NAME@pretrained``, downloaded by that library; or a module.
+            ``timm:NAME@pretrained``, downloaded by that library; a released name of the paper
+            (``exemplar_v2``: ``released.RELEASED``) or an address, downloaded once; or a module.
         normalize: input convention; ``"auto"`` takes the weights' own, None switches it off.
         partial: allow names that are missing or left over; a warning counts them.
         dialect: whose names they are, for a file that does not tell: ``dialects.DIALECTS``.
@@ -54,7 +56,7 @@ def inspect(encoder: str | Path, *, dialect: str | None = None) -> Report:
 
 def load_head(path: str | Path) -> nn.Linear | None:
     """The linear classifier that one of our encoder files holds, or None."""
-    tensors, _, provenance = read(path)
+    tensors, _, provenance = read(fetched(str(path)))
     if provenance is None or "head.weight" not in tensors:
         return None
     return _linear(tensors["head.weight"], tensors["head.bias"])
@@ -93,10 +95,12 @@ def restore_input(encoder: Encoder, described: dict[str, Any]) -> None:
 
 
 def _name_and_path(spec: str | Path) -> tuple[str | None, str | None]:
-    """What a user's word names: an architecture, a file, or both."""
+    """What a user's word names: an architecture, a file, or both; what is elsewhere is downloaded."""
+    if isinstance(spec, str) and place(spec):
+        return None, fetched(spec)
     name, at, path = str(spec).partition("@")
     if at:
-        return name, path
+        return name, fetched(path)
     if isinstance(spec, Path) or Path(name).suffix in SUFFIXES or "/" in name or os.sep in name:
         return None, name
     return name, None
