@@ -33,6 +33,14 @@ def read_architecture(path: str, tensors: Mapping[str, Tensor], caffe: bool) -> 
         caffe: it strides in the first 1x1 of a bottleneck, which no tensor tells.
     """
     first = tensors.get("conv1.weight")
+    for part in ("conv1", "layer1.0.conv1", "layer1.0.conv2"):
+        kernel = tensors.get(f"{part}.weight")
+        if kernel is not None and kernel.ndim != 4:
+            return Architecture(
+                None, "none",
+                f"Expected kernels of four dimensions in {path}, but {part}.weight is "
+                f"{tuple(kernel.shape)}: it is damaged, or not of a ResNet.",
+            )  # fmt: skip
     if first is None:
         return Architecture(
             None, "3x3, deep",

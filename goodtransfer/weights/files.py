@@ -99,11 +99,19 @@ def read(path: str | Path) -> Content:
     if not tensors:
         raise ValueError(f"Expected a state dict in {path}, but found no tensors by name.")
     _check_sizes(path, tensors)
-    pixel_mean = tensors.pop("pixel_mean", None)  # of a detector, in its channels' order
-    if pixel_mean is not None and pixel_mean.numel() == 3:
-        blue_first = pixel_mean.flatten()[0] < pixel_mean.flatten()[2]
-        around.append(f"pixel_mean of {'BGR' if blue_first else 'RGB'}")
+    around += _pixel_statistics(tensors)
     return Content(tensors, tuple(around), own)
+
+
+def _pixel_statistics(tensors: dict[str, Tensor]) -> list[str]:
+    """What a detector's own mean and deviation tell of its input; they are taken out."""
+    mean, std = tensors.pop("pixel_mean", None), tensors.pop("pixel_std", None)
+    if mean is None or mean.numel() != 3:
+        return []
+    if mean.flatten()[0] >= mean.flatten()[2]:
+        return ["pixel_mean of RGB"]
+    divided = std is not None and bool((std != 1).any())
+    return [] if divided else ["pixel_mean of BGR"]  # BGR that is divided is neither kind
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

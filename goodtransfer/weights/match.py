@@ -30,9 +30,14 @@ class Trunk(NamedTuple):
     normalization: Normalization | None
     notes: list[str]
 
+    @property
+    def prefix(self) -> str:
+        """What stands before the trunk's names in the file."""
+        return self.dialect.trunk.replace("\\", "")
+
     def __str__(self) -> str:
-        prefix = self.dialect.trunk.replace("\\", "")
-        return f"{self.dialect.words}, below {prefix}" if prefix else self.dialect.words
+        words = self.dialect.words
+        return f"{words}, below {self.prefix}" if self.prefix else words
 
     def classifier(self) -> tuple[Tensor, Tensor] | None:
         """Weight and bias of the linear layer of classes, where that is what ``fc`` is."""
@@ -87,9 +92,7 @@ def match(path: str, name: str | None = None, dialect: str | None = None) -> Mat
     name = name or _name(path, architecture, own, content)
     if architecture.name == f"{name}-caffe":
         name = architecture.name
-    words = str(trunk) if trunk else "names of no ResNet"
-    if own is not None:
-        words = "goodtransfer" + (f", {words}" if Path(path).suffix != ".safetensors" else "")
+    words = _words(path, trunk, own)
     if name is None:
         fault = architecture.lack or (
             f"Expected {path} to hold a ResNet with torchvision's names (conv1.weight, layer1.0...) "
@@ -112,6 +115,15 @@ def match(path: str, name: str | None = None, dialect: str | None = None) -> Mat
     return _fit(path, encoder, content, trunk, words, architecture.stem)
 
 
+def _words(path: str, trunk: Trunk | None, own: Provenance | None) -> str:
+    """Whose file it is."""
+    if own is None or Path(path).suffix == ".pkl":
+        who = "goodtransfer, " if own else ""
+        return f"{who}{trunk}" if trunk else "names of no ResNet"
+    prefix = trunk.prefix if trunk else ""
+    return f"goodtransfer, below {prefix}" if prefix else "goodtransfer"
+
+
 def read_trunk(path: str, content: Content, asked: str | None = None) -> Trunk | None:
     """The ResNet in a file, whoever wrote it; None for another network."""
     found = recognise(path, content.tensors.keys(), content.around, asked)
@@ -123,8 +135,8 @@ def read_trunk(path: str, content: Content, asked: str | None = None) -> Trunk |
     settings = _settings_beside(Path(path))
     if found.caffe:
         _as_batch_norm(tensors, notes)
-        if "conv1.weight" in tensors:
-            tensors["conv1.weight"] = tensors["conv1.weight"].flip(1)
+        if (first := tensors.get("conv1.weight")) is not None and first.ndim == 4:
+            tensors["conv1.weight"] = first.flip(1)
             notes.append("it takes BGR in 0 ... 255: conv1 is turned to RGB, and std set to 1/255")
     caffe = found.caffe or settings.get("downsample_in_bottleneck") is True
     return Trunk(

@@ -299,6 +299,14 @@ def test_flipped_bytes_are_refused_or_read(weights, tmp_path):
                 assert str(error).startswith("Expected")  # noqa: PT017
 
 
+@pytest.mark.parametrize("name", ["conv1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight"])
+@pytest.mark.parametrize("shape", [(), (3,), (0, 3, 7, 7), (8, 8, 0, 1)])
+def test_odd_shapes_are_told(name, shape, weights, tmp_path):
+    torch.save(dict(weights) | {name: torch.zeros(shape)}, tmp_path / "net.pth")
+    sentence(tmp_path / "net.pth")
+    assert inspect(tmp_path / "net.pth").fault
+
+
 # --- places without a file
 
 
