@@ -191,7 +191,7 @@ def _name(
     if read_off.name or not stated:
         return stated if stated == f"{read_off.name}-caffe" else read_off.name
     width = _RESNET.fullmatch(stated)
-    longest = max(max(tensor.shape, default=1) for tensor in content.tensors.values())
+    longest = max((max(v.shape, default=1) for v in content.tensors.values()), default=0)
     if width and int(width[1] or 64) > longest:
         raise ValueError(
             f"Expected {path} to hold {stated}, as its header says, but none of its tensors is longer "

@@ -15,6 +15,7 @@ from goodtransfer.encoders import IMAGENET, Normalization, build, pooled
 from goodtransfer.weights import (
     Provenance,
     describe_input,
+    inspect,
     load_head,
     read_provenance,
     restore_input,
@@ -92,6 +93,13 @@ def test_an_encoder_and_its_head_come_back_bit_for_bit(tmp_path):
     assert torch.equal(again.bias, head.bias)
     assert read_provenance(path) == Provenance("resnet10w32", HALF, origin)
     assert [file.name for file in tmp_path.iterdir()] == ["encoder.safetensors"]
+
+
+def test_an_encoder_without_weights_comes_back(tmp_path):
+    path = save_encoder(tmp_path / "e.safetensors", build("pixels8"), data="toy")
+    assert load_encoder(path).name == "pixels8"
+    assert load_head(path) is None
+    assert inspect(path).fault == ""
 
 
 def test_a_file_is_plain_safetensors_with_one_header(tmp_path):
