@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
@@ -141,6 +142,25 @@ def scan(folder: Path, expected_tree: str) -> tuple[Files, list[str]]:
     counts = [sum(map(len, part)) for part in parts.values()]
     names = np.concatenate([images for part in parts.values() for images in part])
     return Files(folder, names, np.repeat(np.arange(len(classes)), counts)), classes
+
+
+def class_numbers(chosen: Iterable[str], names: Sequence[str], folder: Path) -> list[int]:
+    """Labels of some classes, given all the names in the order of the labels.
+
+    Raises:
+        ValueError: for a class that ``folder`` does not have, with the one that may be meant.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+    chosen = list(chosen)
+    for name in chosen:
+        if name not in numbers:
+            near = get_close_matches(str(name), names, 1)
+            some = ", ".join(names[:5]) + ", ..." * (len(names) > 5)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose of {some}."
+            raise ValueError(
+                f"Expected classes among the folders of {folder}, but got {name!r}: {hint}"
+            )
+    return [numbers[name] for name in chosen]
 
 
 def scan_flat(folder: Path) -> Files:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from goodtransfer.data.files import EXTENSIONS
+from goodtransfer.data.files import EXTENSIONS, class_numbers
 
 
 class Fingerprint(NamedTuple):
@@ -17,21 +17,29 @@ class Fingerprint(NamedTuple):
     images: int
 
 
-def fingerprint(root: Path) -> Fingerprint:
+def fingerprint(root: Path, classes: Sequence[str] = ()) -> Fingerprint:
     """Hash of split, class, name and size of every image below ``root/{train,val}/CLASS``.
+
+    Args:
+        root: the folder of both splits.
+        classes: that are looked at, as if there were no others; none for all.
 
     Raises:
         FileNotFoundError: for a root without both splits.
+        ValueError: for a class that is not there.
     """
     digest = hashlib.sha256()
-    classes = images = 0
+    count = images = 0
     for split in ("train", "val"):
         folder = root / split
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"Expected images at {folder}/CLASS/*.jpg, but there is no such folder."
             )
-        for label in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+        labels = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        if classes:
+            labels = [labels[n] for n in sorted(set(class_numbers(classes, labels, folder)))]
+        for label in labels:
             files = sorted(
                 (entry.name, entry.stat().st_size)
                 for entry in os.scandir(folder / label)
@@ -39,8 +47,8 @@ def fingerprint(root: Path) -> Fingerprint:
             )
             digest.update(repr((split, label, files)).encode())
             if split == "train":
-                classes, images = classes + 1, images + len(files)
-    return Fingerprint(digest.hexdigest()[:16], classes, images)
+                count, images = count + 1, images + len(files)
+    return Fingerprint(digest.hexdigest()[:16], count, images)
 
 
 class VOCFingerprint(NamedTuple):

@@ -1,14 +1,14 @@
 """ImageNet, whole or the subsets of Table 2."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from goodtransfer.data.files import Files
+from goodtransfer.data.files import Files, class_numbers
 from goodtransfer.data.folder import ImageFolderDataModule, with_classes
 from goodtransfer.data.images import Parts, per_class_share
 
@@ -30,19 +30,20 @@ class ImageNetDataModule(ImageFolderDataModule):
     Args:
         root: the folder that holds ``train`` and ``val``.
         subset: part of train: ``"10%"`` of every class, ``"100 classes"`` or ``"10% of classes"``, of
-            other numbers too (seeded, since the paper's lists are unpublished), or a text file of
-            class folders or image paths.
+            other numbers too (seeded, since the paper's lists are unpublished), the names of
+            class folders in a sequence, or a text file of class folders or image paths.
         options: those of :class:`ImageDataModule`.
 
     Raises:
         FileNotFoundError: for a missing or misshapen root, with the expected tree.
+        ValueError: for a class or an image in ``subset`` that is not there.
     """
 
     def __init__(
         self,
         root: str | Path,
         *,
-        subset: str | Path | None = None,
+        subset: Sequence[str] | str | Path | None = None,
         **options: Any,
     ) -> None:
         super().__init__(root, **options)
@@ -59,6 +60,9 @@ class ImageNetDataModule(ImageFolderDataModule):
         return parts if self.subset is None else with_classes(parts, self._subset(parts))
 
     def _subset(self, parts: Parts) -> Files:
+        if isinstance(self.subset, Sequence) and not isinstance(self.subset, str):
+            chosen = class_numbers(self.subset, parts.class_names, parts.train.root)
+            return parts.train.take(np.isin(parts.train.labels, chosen))
         if some := re.fullmatch(r"(\d+)%", str(self.subset)):
             share = int(some[1]) / 100
             return parts.train.take(per_class_share(parts.train, share, _SUBSET_SEED))
@@ -66,13 +70,13 @@ class ImageNetDataModule(ImageFolderDataModule):
             share = len(parts.class_names) / 100 if some[2] else 1
             generator = torch.Generator().manual_seed(_SUBSET_SEED)
             order = torch.randperm(len(parts.class_names), generator=generator)
-            chosen = order[: max(1, round(int(some[1]) * share))]
-            return parts.train.take(np.isin(parts.train.labels, chosen.numpy()))
+            drawn = order[: max(1, round(int(some[1]) * share))]
+            return parts.train.take(np.isin(parts.train.labels, drawn.numpy()))
         if self.subset is not None and Path(self.subset).is_file():
             return _named(parts.train, Path(self.subset).read_text().splitlines())
         raise FileNotFoundError(
-            "Expected subset 'N%', 'N classes', 'N% of classes' or a text file, but got "
-            f"{self.subset!r}."
+            "Expected subset 'N%', 'N classes', 'N% of classes', a text file or a list of class "
+            f"folders, but got {self.subset!r}."
         )
 
 

@@ -48,6 +48,8 @@ class ImageDataModule(DataModule):
         batch_size: images per step **on each rank** (the paper: 256 in all).
         size: side of a view in pixels.
         views: a recipe or its name; None takes the recipe of the method or task it is fitted with.
+        crop: smallest share of the image that a random crop covers, of a recipe by name; None is the
+            recipe's own.
         selection: share of every train class (at most 50 images) that is not trained on and makes
             the validation set, so that a choice is made without seeing the images reported on.
         num_workers: loader processes.
@@ -69,6 +71,7 @@ class ImageDataModule(DataModule):
         batch_size: int = 256,
         size: int = 224,
         views: Recipe | str | None = None,
+        crop: float | None = None,
         selection: float = 0.0,
         num_workers: int = 0,
         seed: int = 0,
@@ -88,7 +91,15 @@ class ImageDataModule(DataModule):
             raise ValueError(f"Expected `size` to be positive, but got {size}.")
         if not 0 <= selection < 1:
             raise ValueError(f"Expected argument `selection` in [0, 1), but got {selection}.")
+        if crop is not None and (
+            not 0 < crop <= 1 or not (views is None or isinstance(views, str))
+        ):
+            raise ValueError(
+                f"Expected `crop` above 0 and up to 1, and `views` by name, but got {crop} and "
+                f"{views!r}: a recipe of your own has its crop, as views.moco_v2(224, scale=0.2)."
+            )
         self.size, self.views, self.selection, self.drop_last = size, views, selection, drop_last
+        self.crop = crop
         self._parts: Parts | None = None
         self._selected: Files | None = None
 
@@ -210,7 +221,16 @@ class ImageDataModule(DataModule):
                 "Expected views: the module being fitted names no recipe, so pass "
                 f"{type(self).__name__}(views=...), one of {', '.join(recipes.RECIPES)}."
             )
-        return recipes.recipe(chosen, self.size) if isinstance(chosen, str) else chosen
+        if not isinstance(chosen, str):
+            return chosen  # type: ignore[no-any-return]
+        if self.crop is None:
+            return recipes.recipe(chosen, self.size)
+        if chosen == "center":
+            raise ValueError(
+                f"Expected views that crop at random, but got {chosen!r} with crop={self.crop}: "
+                "leave out `crop`."
+            )
+        return recipes.recipe(chosen, self.size, scale=(self.crop, 1.0))
 
     def _loader(self, part: str, recipe: Recipe, *, training: bool = False) -> ResumableLoader:
         files, drop_last = self.files(part), training and self.drop_last

@@ -13,6 +13,7 @@ import torch
 
 import goodtransfer
 from goodtransfer.data import toy_layouts
+from goodtransfer.study.locks import locked
 from goodtransfer.study.measurements import measure
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.pretrainings import pretrain
@@ -34,17 +35,31 @@ DRAWN = {
 
 
 def run_cell(study: Study, cell: Cell) -> None:
-    """Make one cell, going on from its last checkpoint if it was killed; nothing if it is done."""
+    """Make one cell, going on from its last checkpoint if it was killed; nothing if it is done.
+
+    Where another process makes it, wait for that one.
+    """
     results = Results(study)
     if results.done(cell.key):
         return
+    with results.alone(cell):
+        if not results.restore(cell.key):
+            _make(study, cell, results)
+
+
+def _make(study: Study, cell: Cell, results: Results) -> None:
     missing = [key for key in cell.needs if not results.done(key)]
     if missing:
         raise ValueError(f"Expected cell {cell.key} after {', '.join(missing)}: run these first.")
+    for key in cell.needs:
+        results.check(key)
     data = cell.row.data if cell.kind == "pretrain" else TRANSFERS[cell.kind].data
     if study.drawn(data):
         draw: Any = DRAWN[SOURCES[data].root]
-        draw(study.root(data), **study.scale.toy[SOURCES[data].root])
+        root = study.root(data)
+        assert root is not None  # else there is no such cell
+        with locked(root.with_suffix(".lock")):  # cells side by side need not all draw it
+            draw(root, **study.scale.toy[SOURCES[data].root])
     finished = results.work(cell) / "finished"
     shutil.rmtree(finished, ignore_errors=True)
     finished.mkdir()

@@ -65,12 +65,14 @@ def checkpoint(work: Path) -> Path | None:
 def workers() -> int:
     """Loader processes; on a CPU the training keeps the other cores to itself.
 
+    GOODTRANSFER_CORES says how many cores a cell has beside others.
     Threads that outnumber the free cores wait for each other in a spin: on two busy cores that made
     a step eight times as expensive.
     """
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
+    cores = min(cores, int(os.environ.get("GOODTRANSFER_CORES", cores)))
     found = min(8, cores // 2)
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, cores - found))

@@ -1,6 +1,8 @@
 """What a cell shows and keeps while it runs: one bar, and curves as an append-only file."""
 
 import json
+import os
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,10 +64,16 @@ class CellBar(pl.Callback):
         if isinstance(trainer.logger, CurveLogger):
             trainer.logger.cut(trainer.global_step)
         total, done = int(trainer.estimated_stepping_batches), trainer.global_step
+        # Below the study's bar, or rarely into a log.
+        place: Any = (
+            {"position": 1, "mininterval": 1.0} if sys.stderr.isatty() else {"mininterval": 60.0}
+        )
         self.bar = tqdm(
-            total=total, initial=done, desc=self.title, unit="step", leave=False, position=1,
-            disable=not trainer.is_global_zero, mininterval=1.0,
+            total=total, initial=done, desc=self.title, unit="step", leave=False,
+            disable=not trainer.is_global_zero or bool(os.environ.get("TQDM_DISABLE")), **place,
         )  # fmt: skip
+        if done:
+            tqdm.write(f"{self.title}: going on at step {done} of {total}", file=sys.stderr)
 
     def on_train_batch_end(
         self,

@@ -65,7 +65,10 @@ def _linear(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path)
         views=views.linear(protocol.size, scale=(protocol.crop, 1.0)),
         selection=protocol.selection,
     )
-    head = load_head(encoder) if cell.row.data == TRANSFERS[cell.kind].data else None
+    trained = cell.row.data == TRANSFERS[cell.kind].data
+    # A head of other classes than the readout's says nothing beside it.
+    alike = trained and study.pretrained_on(cell.row.data) == study.source(cell.row.data)
+    head = load_head(encoder) if alike else None
     probe = LinearProbe(load_encoder(encoder), head=head, name=name)
     epochs = protocol.epochs
     kept = KeepPerImage(finished, per_image.right)
@@ -82,7 +85,7 @@ def _voc07(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) 
         study.root("voc"),  # type: ignore[arg-type]
         train=both,
         test=test,
-        class_names=toy.CLASSES if study.drawn("voc") else VOC_CLASSES,
+        class_names=toy.CLASSES if study.drawn("voc") else study.voc_classes or VOC_CLASSES,
         batch_size=protocol.batch // protocol.accumulate,
         seed=cell.seed,
         num_workers=fitting.workers(),

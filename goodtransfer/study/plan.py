@@ -6,14 +6,25 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from goodtransfer.study.protocol import Pretraining, deviations
 from goodtransfer.study.scales import SCALES, Scale
-from goodtransfer.study.sources import ROOTS, SOURCES, VOC2007, Found, find, toy_source
+from goodtransfer.study.sources import (
+    ROOTS,
+    SOURCES,
+    VOC2007,
+    Found,
+    find,
+    find_classes,
+    toy_classes,
+    toy_source,
+)
 from goodtransfer.study.tables import TABLES, Row, Table
 from goodtransfer.study.transfers import PAPER, TRANSFERS
 
+# Choices that a user makes of data of their own.
+_OWN = ("classes", "tasks", "voc_classes")
 # Raise by hand when a change of the code changes results: it is part of every key.
 PROTOCOL_VERSION = 5
 
@@ -58,6 +69,9 @@ class Study:
         voc_splits: of VOC, to train and to test on.
         tables: names among ``TABLES``.
         seeds: how many runs of every row.
+        classes: folders of the user's images that are pretrained on; none for all.
+        tasks: kinds of transfer among ``TRANSFERS`` that are measured; none for a table's own.
+        voc_classes: names in the annotations of the user's VOCdevkit, where they are not VOC's.
     """
 
     out: Path
@@ -66,9 +80,12 @@ class Study:
     voc_splits: tuple[str, str] = VOC2007
     tables: tuple[str, ...] = ("3", "supervised")
     seeds: int = 1
+    classes: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    voc_classes: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, out: Path, **given: Any) -> "Study":
+    def open(cls, out: Path, **given: Any) -> Self:
         """The study of a folder, new or as it was, with what was given instead.
 
         Raises:
@@ -77,13 +94,13 @@ class Study:
         """
         file = out / "study.json"
         known = json.loads(file.read_text()) if file.is_file() else {}
-        given = {name: value for name, value in given.items() if value is not None}
+        given = {k: _as_saved(k, value) for k, value in given.items() if value is not None}
         if "scale" not in {**known, **given}:
             raise FileNotFoundError(
                 f"Expected a study in {out} (study.json), but there is none: begin one with "
                 f"`goodtransfer study run --scale smoke --out {out}`."
             )
-        for name in ("scale", "voc_splits", *ROOTS):
+        for name in ("scale", "voc_splits", "classes", "voc_classes", *ROOTS):
             if name in given and name in known and given[name] != known[name]:
                 raise ValueError(
                     f"Expected one {name} in a study, but {out} has {known[name]!r} and "
@@ -103,7 +120,9 @@ class Study:
             raise ValueError(f"Expected at least one seed, but got {seeds}.")
         roots = {name: Path(settings[name]) for name in ROOTS if name in settings}
         splits = tuple(settings.get("voc_splits", VOC2007))
-        study = cls(out, scale, roots, splits, tuple(settings.get("tables") or scale.tables), seeds)
+        names = {name: tuple(settings.get(name, ())) for name in _OWN}
+        tables = tuple(settings.get("tables") or scale.tables)
+        study = cls(out, scale, roots, splits, tables, seeds, **names)
         if "tables" not in settings:  # those that there are images for, and never none
             named = [t for t in study.tables[1:] if not study._lacks(t)]
             study = replace(study, tables=(study.tables[0], *named))
@@ -114,7 +133,33 @@ class Study:
                     f"Expected {option} ROOT at scale {scale.name} for table {table}: a folder with "
                     f"{holds} (only the smoke scale draws its own images)."
                 )
+        study._check_choices()
         return study
+
+    def _check_choices(self) -> None:
+        """Refuse classes that a table cannot be restricted to, and tasks that cannot be measured."""
+        if len(set(self.classes)) == 1:
+            raise ValueError(
+                f"Expected at least two classes to pretrain on, but got {self.classes[0]!r} alone: "
+                "cross-entropy and Exemplar tell one class from another."
+            )
+        for table in self.tables if self.classes else ():
+            data = {row.pretraining.data for row in TABLES[table].rows}
+            if data & {"imagenet10", "imagenet100"}:
+                raise ValueError(
+                    f"Expected no chosen classes for table {table}, whose rows have subsets of their "
+                    "own: leave one of them out."
+                )
+        known = [k for k in TRANSFERS if any(_measures(TABLES[t], k) for t in self.tables)]
+        for task in self.tasks:
+            if task not in known:
+                raise ValueError(
+                    f"Expected tasks that table {', '.join(self.tables)} has columns of, "
+                    f"{', '.join(known)}, but got {task!r}."
+                )
+            if self.root(TRANSFERS[task].data) is None:
+                option, holds = ROOTS[SOURCES[TRANSFERS[task].data].root]
+                raise ValueError(f"Expected {option} ROOT for task {task}: a folder with {holds}.")
 
     def _lacks(self, table: str) -> str | None:
         """A data set of a table none of whose rows has images."""
@@ -128,6 +173,9 @@ class Study:
         settings |= {name: str(root) for name, root in self.roots.items()}
         if "voc" in self.roots:
             settings["voc_splits"] = self.voc_splits
+        for name in _OWN:
+            if given := getattr(self, name):
+                settings[name] = given
         text = json.dumps(settings, indent=2) + "\n"
         if not self.file.is_file() or self.file.read_text() != text:
             temporary = self.file.with_suffix(".json.tmp")
@@ -149,11 +197,23 @@ class Study:
         root = SOURCES[data].root
         return self.out / "toy" / root if self.drawn(data) else self.roots.get(root)
 
-    def _source(self, data: str) -> Found:
-        """What tells a data set from others, and what to call it."""
+    def source(self, data: str) -> Found:
+        """What tells a data set from others, what to call it, and how much it holds."""
         if self.drawn(data):
-            return toy_source(self.scale.toy[SOURCES[data].root])
-        return find(data, self.roots[SOURCES[data].root], self.voc_splits)
+            return toy_source(data, self.scale.toy[SOURCES[data].root])
+        found = find(data, self.roots[SOURCES[data].root], self.voc_splits)
+        if SOURCES[data].root == "voc" and self.voc_classes:
+            return found._replace(identity=[found.identity, self.voc_classes])
+        return found
+
+    def pretrained_on(self, data: str) -> Found:
+        """The same of what a pretraining sees: the chosen classes, where they are of this data set."""
+        if data != "imagenet" or not self.classes:
+            return self.source(data)
+        classes = tuple(sorted(set(self.classes)))
+        if self.drawn(data):
+            return toy_classes(self.scale.toy[data], classes)
+        return find_classes(self.roots[data], classes)
 
     def rows(self) -> Iterator[tuple[Table, Row]]:
         """Table by table, top to bottom."""
@@ -168,12 +228,19 @@ class Study:
     def left_out(self) -> set[str]:
         """Options that would add rows or columns to these tables."""
         wanted = {row.pretraining.data for name in self.tables for row in TABLES[name].rows} | {
-            transfer.data
-            for name in self.tables
-            for transfer in TRANSFERS.values()
-            if set(transfer.columns) & set(TABLES[name].columns)
+            TRANSFERS[kind].data for name in self.tables for kind in self.kinds(TABLES[name])
         }
         return {ROOTS[SOURCES[data].root][0] for data in wanted if self.root(data) is None}
+
+    def kinds(self, table: Table) -> list[str]:
+        """The transfers that a table is made of, whether or not there are images.
+
+        Unasked, nothing is drawn beside a user's own folders for a table that has ``tasks``.
+        """
+        asked = list(self.tasks or table.tasks or TRANSFERS)
+        if table.tasks and self.roots and not self.tasks:
+            asked = [kind for kind in asked if not self.drawn(TRANSFERS[kind].data)]
+        return [kind for kind in TRANSFERS if kind in asked and _measures(table, kind)]
 
     def cells(self) -> list[Cell]:
         """Every run once, each after what it needs."""
@@ -192,8 +259,9 @@ class Study:
             paper, ours = paper | {"devices": 8}, ours | {"devices": 1}
         cells = {"pretrain": self._cell("pretrain", run, seed, run.data, paper, ours)}
         epoch = None if row.kept is None else run.kept_epoch(row.kept)
-        for kind, transfer in TRANSFERS.items():
-            if not set(transfer.columns) & set(table.columns) or self.root(transfer.data) is None:
+        for kind in self.kinds(table):
+            transfer = TRANSFERS[kind]
+            if self.root(transfer.data) is None:
                 continue
             if transfer.maps and run.arguments["encoder"].startswith("pixels"):
                 continue  # nothing to detect with
@@ -213,7 +281,7 @@ class Study:
         needs: Sequence[str] = (),
         epoch: int | None = None,
     ) -> Cell:
-        source = self._source(data)
+        source = self.pretrained_on(data) if kind == "pretrain" else self.source(data)
         identity = {
             "version": PROTOCOL_VERSION,
             "kind": kind,
@@ -228,3 +296,16 @@ class Study:
         named = {"data": SOURCES[data].paper}, {"data": source.text}
         fidelity = deviations({**paper, **named[0]}, {**ours, **named[1]})
         return Cell(digest[:16], kind, row, fidelity, seed, tuple(needs), epoch)
+
+
+def _as_saved(name: str, value: Any) -> Any:
+    """A choice as ``study.json`` has it, to compare with what is there; classes have no order."""
+    if name == "classes":
+        return sorted(set(value))
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _measures(table: Table, kind: str) -> bool:
+    return bool(set(TRANSFERS[kind].columns) & set(table.columns))

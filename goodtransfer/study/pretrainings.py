@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torchvision.utils import save_image
 
-from goodtransfer import methods, views
+from goodtransfer import methods
 from goodtransfer.callbacks import KeepEncoders, OnlineProbe
 from goodtransfer.data import (
     CelebADataModule,
@@ -70,10 +70,13 @@ def _by_method(
 ) -> tuple[Any, dict[str, float]]:
     """By views of images, and the labels of whole images where there are some."""
     row = cell.row
+    chosen = {"subset": study.classes} if study.classes and row.data == "imagenet" else {}
     data = images(study, row.data, cell.seed)(
+        **chosen,
         batch_size=row.batch_size,
         size=row.size,
-        views=views.recipe(row.views, row.size, scale=(row.crop, 1.0)),
+        views=row.views,
+        crop=row.crop,
     )
     method = getattr(methods, row.method)(**row.arguments)
     kept = KeepEncoders(work / "encoders", map(row.kept_epoch, row.keep))

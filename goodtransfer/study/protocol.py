@@ -219,15 +219,20 @@ def deviations(paper: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     'epochs 13 (paper: 200)'
     """
     parts = [
-        f"{name.replace('_', ' ')} {_text(run.get(name))} (paper: {_text(paper.get(name))})"
+        f"{name.replace('_', ' ')} {text(run.get(name))} (paper: {text(paper.get(name))})"
         for name in {**paper, **run}
         if paper.get(name) != run.get(name)
     ]
     return "; ".join(parts) or "as in the paper"
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A value in a line of others.
+
+    >>> text(1048576), text((480, 512, 544, 576))
+    ('1,048,576', '480/.../576')
+    """
     if isinstance(value, tuple):
         shown = value if len(value) < 4 else (value[0], "...", value[-1])
-        return "/".join(_text(v) for v in shown)
+        return "/".join(text(v) for v in shown)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

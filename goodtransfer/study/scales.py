@@ -59,7 +59,9 @@ class Scale:
             return row.but(size=size, encoder=f"pixels{size}" if pixels else own)
         if row.method in TASKS:
             protocol = self.by_task.get(row.method)
-            return row.but(**({"encoder": own} | protocol.values() if protocol else {}))
+            # As arguments by name: a view of pixels has a `crop`, and so has a protocol.
+            values = protocol.values() if protocol else {}
+            return row.but(arguments={**row.arguments, "encoder": own, **values})
         changes = {**self.every, **self.on_method.get(row.method, {})}
         if queue := row.arguments.get("queue_size"):
             changes["queue_size"] = self.queue_sizes.get(queue, queue)

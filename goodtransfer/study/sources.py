@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from goodtransfer.data import toy, toy_voc
+from goodtransfer.data.files import class_numbers
 from goodtransfer.data.fingerprint import fingerprint, voc_fingerprint
+from goodtransfer.study.sizes import Size, part, toy_size
 
 IMAGENET = "1,281,167 images of 1,000 classes"
 VOC2007 = ("2007/trainval", "2007/test")
@@ -19,10 +21,11 @@ TOY = "toy world"
 
 
 class Found(NamedTuple):
-    """Attributes: ``identity``, which changes with the data; ``text``, what to call it."""
+    """Attributes: ``identity``, which changes with the data; ``text``, what to call it; ``size``."""
 
     identity: Any
     text: str
+    size: Size
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,18 @@ class Source:
     find: Callable[[Path, Sequence[str]], Found]
 
 
-def _imagenet(root: Path, _: Sequence[str]) -> Found:
-    found = fingerprint(root)
+def _imagenet(root: Path, _: Sequence[str], classes: Sequence[str] = ()) -> Found:
+    found = fingerprint(root, classes)
     size = f"{found.images:,} images of {found.classes:,} classes"
-    return Found(found.digest, "ImageNet" if size == IMAGENET else f"{root.name}, {size}")
+    text = "ImageNet" if size == IMAGENET else f"{root.name}, {size}"
+    return Found(found.digest, text, Size(found.images, found.classes))
 
 
-def _subset(subset: str) -> Callable[[Path, Sequence[str]], Found]:
+def _subset(name: str, subset: str) -> Callable[[Path, Sequence[str]], Found]:
     def find(root: Path, splits: Sequence[str]) -> Found:
         whole = _imagenet(root, splits)
-        return Found([whole.identity, subset], f"{subset} of {whole.text}")
+        text = f"{subset} of {whole.text}"
+        return Found([whole.identity, subset], text, part(whole.size, name))
 
     return find
 
@@ -58,27 +63,30 @@ def _places(root: Path, _: Sequence[str]) -> Found:
     from goodtransfer.data import PlacesDataModule
 
     data = PlacesDataModule(root)
-    return Found(data.fingerprint(), f"{data.num_images:,} images of {data.num_classes} scenes")
+    text = f"{data.num_images:,} images of {data.num_classes} scenes"
+    return Found(data.fingerprint(), text, Size(data.num_images, data.num_classes))
 
 
 def _coco_images(root: Path, _: Sequence[str]) -> Found:
     from goodtransfer.data import COCODataModule
 
     data = COCODataModule(root)
-    return Found(data.fingerprint(), f"{data.num_images:,} images")
+    return Found(data.fingerprint(), f"{data.num_images:,} images", Size(data.num_images))
 
 
 def _synthia(root: Path, _: Sequence[str]) -> Found:
     from goodtransfer.data import SYNTHIADataModule
 
     data = SYNTHIADataModule(root)
-    return Found(data.fingerprint(), f"{data.num_images:,} frames of its sequences")
+    text = f"{data.num_images:,} frames of its sequences"
+    return Found(data.fingerprint(), text, Size(data.num_images))
 
 
 def _voc(root: Path, splits: Sequence[str]) -> Found:
     found = voc_fingerprint(root, splits)
     counts = zip(found.images, splits, strict=True)
-    return Found(found.digest, ", ".join(f"{count:,} of {name}" for count, name in counts))
+    text = ", ".join(f"{count:,} of {name}" for count, name in counts)
+    return Found(found.digest, text, Size(sum(found.images[:-1])))  # the last one is to test on
 
 
 def _voc0712(root: Path, splits: Sequence[str]) -> Found:
@@ -92,7 +100,7 @@ def _coco(root: Path, _: Sequence[str]) -> Found:
 
     counts = {name: len(scan_flat(root / name)) for name in ("train2017", "val2017")}
     text = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
-    return Found(COCODetectionDataModule(root).fingerprint(), text)
+    return Found(COCODetectionDataModule(root).fingerprint(), text, Size(counts["train2017"]))
 
 
 def _cityscapes(root: Path, _: Sequence[str]) -> Found:
@@ -100,7 +108,7 @@ def _cityscapes(root: Path, _: Sequence[str]) -> Found:
 
     data = CityscapesDataModule(root)
     text = f"{data.num_images:,} of train, {len(data.files('val')):,} of val"
-    return Found(data.fingerprint(), text)
+    return Found(data.fingerprint(), text, Size(data.num_images))
 
 
 def _mini_imagenet(root: Path, _: Sequence[str]) -> Found:
@@ -109,14 +117,16 @@ def _mini_imagenet(root: Path, _: Sequence[str]) -> Found:
     data = MiniImageNetDataModule(root)
     counts = {part: len(data.files(part)) for part in ("base", "validation", "novel")}
     text = ", ".join(f"{count:,} of {part}" for part, count in counts.items())
-    return Found([data.fingerprint(), counts], text)
+    size = Size(data.num_images, data.num_classes, counts["validation"] + counts["novel"])
+    return Found([data.fingerprint(), counts], text, size)
 
 
 def _celeba(root: Path, _: Sequence[str]) -> Found:
     from goodtransfer.data import CelebADataModule
 
     data = CelebADataModule(root, leave_out_mafl="test")
-    return Found(data.fingerprint(), f"{data.num_images:,} of train, without MAFL's test")
+    text = f"{data.num_images:,} of train, without MAFL's test"
+    return Found(data.fingerprint(), text, Size(data.num_images, data.num_classes))
 
 
 def _mafl(root: Path, _: Sequence[str]) -> Found:
@@ -124,14 +134,17 @@ def _mafl(root: Path, _: Sequence[str]) -> Found:
 
     data = MAFLDataModule(root)
     counts = len(data.files("train")), len(data.files("test"))
-    return Found(data.fingerprint(), "MAFL, {:,} to train on, {:,} to test on".format(*counts))
+    text = "MAFL, {:,} to train on, {:,} to test on".format(*counts)
+    return Found(data.fingerprint(), text, Size(counts[0]))
 
 
 SOURCES: Mapping[str, Source] = {
     "imagenet": Source("imagenet", "ImageNet", _imagenet),
     # The lists of both subsets are unpublished.
-    "imagenet10": Source("imagenet", "10 % of ImageNet", _subset("10%")),
-    "imagenet100": Source("imagenet", "100 classes of ImageNet", _subset("10% of classes")),
+    "imagenet10": Source("imagenet", "10 % of ImageNet", _subset("imagenet10", "10%")),
+    "imagenet100": Source(
+        "imagenet", "100 classes of ImageNet", _subset("imagenet100", "10% of classes")
+    ),
     "places": Source("places", "2,448,873 images of 205 scenes", _places),
     "coco_images": Source("coco", "118,287 images", _coco_images),
     "synthia": Source("synthia", "365K frames of its sequences", _synthia),
@@ -163,9 +176,29 @@ ROOTS = {
 }
 
 
-def toy_source(arguments: Mapping[str, Any]) -> Found:
-    """Of a layout of the toy world that is drawn by these arguments."""
-    return Found({"toy": (toy.VERSION, toy_voc.VERSION), **arguments}, TOY)
+def toy_source(name: str, arguments: Mapping[str, Any]) -> Found:
+    """Of a data set of the toy world whose layout is drawn by these arguments."""
+    drawn = {"toy": (toy.VERSION, toy_voc.VERSION), **arguments}
+    return Found(drawn, TOY, toy_size(name, arguments))
+
+
+def toy_classes(arguments: Mapping[str, Any], classes: Sequence[str]) -> Found:
+    """Some classes of the toy world's ImageNet."""
+    class_numbers(classes, toy.CLASSES, Path("train"))
+    if set(classes) == set(toy.CLASSES):
+        return toy_source("imagenet", arguments)
+    found = toy_source("imagenet", {**arguments, "classes": classes})
+    return found._replace(text=f"{len(classes)} classes of the {TOY}")
+
+
+@cache
+def find_classes(root: Path, classes: tuple[str, ...]) -> Found:
+    """Some classes of a user's folder of classes, as if it had no others.
+
+    Raises:
+        ValueError: for a class that it does not have.
+    """
+    return _imagenet(root, (), classes)
 
 
 @cache

@@ -30,6 +30,7 @@ from goodtransfer.study.protocol import (
     UNTRAINED,
     Pretraining,
 )
+from goodtransfer.study.transfers import HEADINGS, NOT_RANKED
 
 # In the order of Tables 7, 8 and 9.
 VOC = ("acc", "voc07_AP", "voc07_AP50", "voc07_AP75")
@@ -71,12 +72,14 @@ class Table:
         title: a heading.
         columns: metric names, which are those of ``paper.yaml``.
         rows: top to bottom.
+        tasks: kinds of transfer that are measured where none is asked for; none for all of the columns.
     """
 
     name: str
     title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    tasks: tuple[str, ...] = ()
 
 
 @cache
@@ -227,10 +230,19 @@ def _floor() -> Table:
     return Table("floor", "No pretraining", COLUMNS, rows)
 
 
+def _own() -> Table:
+    """Nothing of the paper's: every transfer to data that a user names, and the usual ones unasked."""
+    rows = (SUPERVISED, MOCO_V1, EXEMPLAR_V1, MOCO_V2, EXEMPLAR_V2, UNTRAINED)
+    tasks = ("linear", "voc07", "coco", "city", "base", "few_shot", "landmarks")
+    title = "Own data: which pretraining serves which task"
+    columns = tuple(name for name in HEADINGS if name not in NOT_RANKED)
+    return Table("own", title, columns, tuple(Row(r.name, r, {}) for r in rows), tasks)
+
+
 TABLES = {
     table.name: table
     for table in (
         *(_table1(), _table2(), _table3(), _supervised(), _floor()),
-        *(_table4(), _table5(), _table6(), _table10(), _figure2(), _figure4()),
+        *(_table4(), _table5(), _table6(), _table10(), _figure2(), _figure4(), _own()),
     )
 }

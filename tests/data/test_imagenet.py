@@ -152,6 +152,18 @@ def test_a_list_of_classes_or_images(tree, lines, train, classes):
         assert Path(named[tuple(colour)]).parent.name == classes[label]
 
 
+def test_class_names_in_any_order(tree):
+    root, _ = tree
+    for subset in (["cat", "bee"], ("bee", "cat")):
+        data = ImageNetDataModule(root, subset=subset)
+        assert data.class_names == ["bee", "cat"]
+        assert [path.split("/")[1] for path in paths(data, "train")] == ["bee"] * 10 + ["cat"] * 12
+        assert data.files("val").labels.tolist() == [0] * 4 + [1] * 2
+    for lost, hint in (("bees", "did you mean 'bee'\\?"), ("x", "choose of ant, bee, cat.")):
+        with pytest.raises(ValueError, match=f"folders of .*/train, but got '{lost}': {hint}"):
+            ImageNetDataModule(root, subset=["cat", lost]).setup("fit")
+
+
 @pytest.mark.parametrize(
     ("subset", "message"),
     [("dog\nbee\n", r"1 of 2 entries name nothing there: \['dog'\]"), ("", "0 of 0 entries")],
@@ -163,7 +175,7 @@ def test_a_list_that_names_nothing(tree, subset, message):
         ImageNetDataModule(root, subset=root / "list.txt").setup("fit")
     with pytest.raises(
         FileNotFoundError,
-        match=r"'N%', 'N classes', 'N% of classes' or a text file, but got 'some'",
+        match=r"'N classes', 'N% of classes', a text file or a list of class folders, but got 'some'",
     ):
         ImageNetDataModule(root, subset="some").setup("fit")
 

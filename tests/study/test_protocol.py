@@ -16,6 +16,7 @@ from goodtransfer.study.protocol import (
     MOCO_V2,
     PIXELS,
     SUPERVISED,
+    SUPERVISED_ON,
     UNTRAINED,
     deviations,
 )
@@ -157,6 +158,17 @@ def test_rows_by_a_task_are_its_protocol():
         small = SCALES["smoke"].apply(row).arguments
         assert set(small) == set(row.arguments)
         assert (small["encoder"], small["iterations"]) == ("resnet10w32", 120)
+
+
+@pytest.mark.parametrize("name", ["small", "smoke"])
+def test_rows_by_a_task_are_the_scale_s_protocol(name):
+    """A protocol's crop is an argument of the task, not the crop of a method's views."""
+    scale = SCALES[name]
+    for data in ("coco_images", "synthia"):
+        row = SUPERVISED_ON[data]
+        arguments = dict(scale.apply(row).arguments)
+        assert arguments.pop("encoder") == scale.every["encoder"]
+        assert arguments == scale.by_task[row.method].values()
 
 
 @pytest.mark.parametrize(("task", "kind"), [(Detection, "voc07"), (COCODetection, "coco")])

@@ -32,6 +32,7 @@ from goodtransfer.data import make_voc
 from goodtransfer.data.fingerprint import fingerprint
 from goodtransfer.study import per_image
 from goodtransfer.study.cells import run_cell
+from goodtransfer.study.fidelity import divided, heading, sentence
 from goodtransfer.study.plan import Study
 from goodtransfer.study.report import summary
 from goodtransfer.study.results import Results
@@ -270,40 +271,48 @@ def test_the_report_is_one_file_with_everything(finished):
     html = (finished / "report.html").read_text()
     assert "<title>goodtransfer · scale tiny</title>" in html
     assert "paper: 200" in html  # a fidelity line
-    assert "77.3" in html
+    assert ">77.3</td>" in html
     assert html.count("<svg") >= 2
-    assert "data:image/png;base64," in html
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
-    assert "http" not in re.sub(
-        r"http://www.w3.org/\S+|http://purl.org/\S+|https://matplotlib\S+", "", html
-    )
+    assert html.count("data-root-id=") == 4  # precision of both tables, two curves of cross-entropy
+    assert "data:image/webp;base64," in html
+    own = re.sub(r"<script>\n/\* BEGIN bokeh.*?</script>", "", html, flags=re.DOTALL)
+    assert len(html) - len(own) > 1_000_000  # BokehJS, once
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', own)
+    assert "http" not in re.sub(r"http://www.w3.org/\S+", "", own)
+    assert (finished / "report.md").is_file()
+    assert (finished / "report.csv").is_file()
     study = Study.open(finished)
     readouts = [c for c in study.cells() if c.kind == "linear"]
     pixels, untrained, supervised = (Results(study).metrics(c.key)["acc"] for c in readouts)
-    assert html.count(f"<b>{max(pixels, untrained):.1f}</b>") >= 1  # the best of its table
-    assert f">{supervised:.1f}</td>" in html  # alone in its table
+    best = max(pixels, untrained)
+    assert f'<td data-value="{best}"><b>{best:.1f}</b></td>' in html  # the best of its table
+    assert f'<td data-value="{supervised}">{supervised:.1f}</td>' in html  # alone in its table
 
 
 def test_what_all_rows_share_is_told_once():
-    from goodtransfer.study.report import Line, _sentence, _shared
-
-    lines, shared = _shared(
+    own, shared = divided(
         [
-            Line("a", {"pretrain": ["x", "y"], "linear": ["u"]}),
-            Line("b", {"pretrain": ["y", "z"], "linear": ["u"], "voc07": ["v"]}),
+            {"pretrain": ["x", "y"], "linear": ["u"]},
+            {"pretrain": ["y", "z"], "linear": ["u"], "voc07": ["v"]},
         ]
     )
-    assert _sentence(shared) == "y; linear: u; voc07: v"
-    assert [_sentence(line.fidelity) for line in lines] == ["x", "z"]
-    (alone,), shared = _shared([Line("a", {"pretrain": ["x"], "voc07": ["v"]})])
-    assert (_sentence(alone.fidelity), _sentence(shared)) == ("x; voc07: v", "")
+    assert sentence(shared) == "y; linear: u; voc07: v"
+    assert [sentence(line) for line in own] == ["x", "z"]
+    (alone,), shared = divided([{"pretrain": ["x"], "voc07": ["v"]}])
+    assert (sentence(alone), sentence(shared)) == ("x; voc07: v", "")
+    assert heading(alone) is None
+    long = {"pretrain": ["x" * 200], "voc07": ["v" * 40, "w"]}
+    assert heading(long) == "3 values differ from the paper's (pretrain 1, voc07 2)"
 
 
 def test_list_names_every_cell_and_what_it_changes(finished, capsys):
     assert main(["list", "--out", str(finished)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
+    numbers = [n for n, line in enumerate(printed) if re.match(r"[0-9a-f]{16}  ", line)]
+    assert [printed[n].split()[0] for n in numbers] == [c.key for c in Study.open(finished).cells()]
+    lines = [line for n in numbers for line in printed[n : n + 2]]
     assert len(lines) == 24
-    assert all(" done " in line for line in lines[::2])
+    assert all("  done  " in line for line in lines[::2])
     pretraining, voc07 = lines[-9], lines[-5]
     assert "encoder resnet10w8 (paper: resnet50)" in pretraining
     assert "batch 8 (paper: 16); accumulate 2 (paper: 1); lr" not in voc07  # lr is the paper's
@@ -579,7 +588,7 @@ def test_ctrl_c_that_python_drops_is_heard_after_the_cell(monkeypatch, tmp_path)
     "error", [SystemExit(1), RuntimeError("Please call `iter(combined_loader)` first.")]
 )
 def test_ctrl_c_is_told_whatever_the_tidying_up_stumbles_over(error, monkeypatch, tmp_path, capsys):
-    def stopped(study):
+    def stopped(study, engine):
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:

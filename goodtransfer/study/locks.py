@@ -1,0 +1,44 @@
+"""Locks on files: one process at a time, and a process that ends lets go, however it ends."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[TextIO]:
+    """Hold a file, which is made where there is none.
+
+    Raises:
+        BlockingIOError: where another process holds it, unless it is to be waited for.
+    """
+    file = _hold(path, wait)
+    with file:
+        yield file
+
+
+def _hold(path: Path, wait: bool) -> TextIO:
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except FileNotFoundError:
+            continue  # its folder was removed just now
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BaseException:
+            file.close()
+            raise
+        if _is(file, path):
+            return file
+        file.close()  # it was removed, with its folder, while we waited: another may hold the new one
+
+
+def _is(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
