@@ -24,6 +24,7 @@ Pretrain an encoder by cross-entropy, MoCo or Exemplar, and measure how it trans
   data       check a download, look at it, draw the toy world
   diagnose   tell where detections fail: localization, similar classes, background
   invert     see what an encoder's features remember of an image
+  weights    see what a weight file holds, write it in another library's names
   study      run rows of the paper's tables and lay them out beside its numbers
 
 One command of each; DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg:
@@ -38,6 +39,7 @@ One command of each; DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg:
   goodtransfer data check DIR --dataset imagenet
   goodtransfer diagnose DETECTIONS --gt ANNOTATIONS --out FOLDER
   goodtransfer invert --encoders resnet50 FILE.safetensors --images PHOTO.jpg --out FOLDER
+  goodtransfer weights inspect FILE.pth
   goodtransfer study run --scale smoke --out smoke
 
 Read on: `goodtransfer VERB --help`, `goodtransfer fit --model.help=ExemplarMoCo`, README.md.
@@ -46,7 +48,7 @@ Read on: `goodtransfer VERB --help`, `goodtransfer fit --model.help=ExemplarMoCo
 
 _OF_LIGHTNING = ("fit", "validate", "test", "predict")
 # Each a file of this folder.
-_VERBS = (*_OF_LIGHTNING, "data", "diagnose", "invert", "study")
+_VERBS = (*_OF_LIGHTNING, "data", "diagnose", "invert", "weights", "study")
 # What these packages raise of these types is about arguments, files and machines.
 _SPEAKERS = {"goodtransfer", "pytorch_lightning", "lightning_fabric"}
 _SPOKEN = (ValueError, OSError, ModuleNotFoundError)

@@ -18,17 +18,18 @@ from goodtransfer.encoders.trunks import OwnTrunk, Pixels, SequentialTrunk, Timm
 def build(name: str) -> Encoder:
     """An untrained encoder by name.
 
-    Names: ``resnet10 | 18 | 34 | 50 | 101``, with ``w32`` behind it for another width than 64;
-    ``torchvision:NAME``; ``timm:NAME``; ``pixels48`` for raw 48 x 48 pixels.
+    Names: ``resnet10 | 18 | 34 | 50 | 101``, with ``w32`` behind it for another width than 64
+    and ``-caffe`` for strides in the first 1x1; ``torchvision:NAME``; ``timm:NAME``; ``pixels48`` for
+    raw 48 x 48 pixels.
 
     Raises:
         ValueError: for a name none of these knows.
         ModuleNotFoundError: for ``timm:`` without timm, naming the extra.
     """
-    if match := re.fullmatch(r"resnet(\d+)(?:w(\d+))?", name):
-        depth, width = match.groups()
+    if match := re.fullmatch(r"resnet(\d+)(?:w(\d+))?(-caffe)?", name):
+        depth, width, caffe = match.groups()
         if depth in RESNETS:
-            return ResNet(name, *RESNETS[depth], width=int(width or 64))
+            return ResNet(name, *RESNETS[depth], width=int(width or 64), caffe=bool(caffe))
     if match := re.fullmatch(r"pixels(\d+)", name):
         return Pixels(int(match[1]))
     source, _, model = name.partition(":")

@@ -11,7 +11,8 @@ from goodtransfer.encoders.base import IMAGENET, Encoder, Normalization
 class ResNet(Encoder):
     """ResNet v1.5 (stride in the 3x3), torchvision's blocks, names and initialisation.
 
-    Narrow trunks (``width`` below 64) are for small images and tests.
+    Narrow trunks (``width`` below 64) are for small images and tests. ``caffe`` puts the stride of a
+    bottleneck in its first 1x1, as the original ResNet's weights want it (protocol 3).
     """
 
     def __init__(
@@ -21,6 +22,8 @@ class ResNet(Encoder):
         depths: Sequence[int],
         width: int = 64,
         normalization: Normalization | None = IMAGENET,
+        *,
+        caffe: bool = False,
     ) -> None:
         super().__init__(name, normalization)
         self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
@@ -37,6 +40,8 @@ class ResNet(Encoder):
                 shortcut = nn.Sequential(conv1x1(channels, out, stride), nn.BatchNorm2d(out))
             blocks = [block(channels, planes, stride, shortcut)]
             blocks += [block(out, planes) for _ in range(depth - 1)]
+            if caffe and block is Bottleneck:
+                blocks[0].conv1.stride, blocks[0].conv2.stride = blocks[0].conv2.stride, (1, 1)
             self.add_module(f"layer{stage - 1}", nn.Sequential(*blocks))
             self.strides[stage], self.channels[stage] = 2**stage, out
             channels = out

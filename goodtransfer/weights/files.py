@@ -1,21 +1,36 @@
-"""Reading and writing weight files: tensors and plain types only, never code."""
+"""Reading weight files: tensors and plain types only, never code.
+
+What a file is, is told by its first bytes. Safetensors are parsed by that library; torch's files by
+``torch.load(weights_only=True)``; other pickles, detectron2's, by a reader that knows numpy arrays alone
+(:mod:`.pickles`). Settings that old checkpoints carry (argparse.Namespace and its like) become inert
+stand-ins; any other foreign class or function is refused by its name, before anything runs.
+"""
 
 import json
-import os
-import pickle
+import re
+import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from goodtransfer.encoders import Encoder, Normalization
+from goodtransfer.encoders import Normalization
+from goodtransfer.weights.pickles import HARMLESS, read_arrays
 
 HEADER = "goodtransfer"
+SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".pkl", ".bin", ".torch", ".pyth"}
+# Where the tensors lie inside of a checkpoint; VISSL's lie deepest.
+_WRAPPERS = (
+    "state_dict", "model_state_dict", "classy_state_dict", "base_model", "model", "model_state",
+    "trunk", "blobs",
+)  # fmt: skip
+_STAND_INS: list[Any] = [(stand_in, name) for name, stand_in in HARMLESS.items()]
+_ZIP, _LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 @dataclass(frozen=True)
@@ -33,99 +48,203 @@ class Provenance:
     origin: Mapping[str, Any] = field(default_factory=dict)
 
 
-def save_encoder(
-    path: str | Path, encoder: Encoder, *, head: nn.Linear | None = None, **origin: Any
-) -> Path:
-    """Write an encoder (and a linear classifier on it) as safetensors with its provenance.
+class Content(NamedTuple):
+    """A file, read.
 
-    Args:
-        path: ends in ``.safetensors``.
-        encoder: its weights and input convention.
-        head: e.g. the classifier of SupervisedCE.
-        origin: JSON values on where the weights come from.
+    Attributes:
+        tensors: by name.
+        around: what the dict around the tensors says of itself: its names, and its author.
+        provenance: of our own files and Lightning checkpoints.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors" or not path.parent.is_dir():
-        raise ValueError(
-            f"Expected a file ending in .safetensors in a folder that exists, but got {path}."
+
+    tensors: dict[str, Tensor]
+    around: tuple[str, ...]
+    provenance: Provenance | None
+
+
+def read(path: str | Path) -> Content:
+    """A weight file of any kind, without running code.
+
+    Raises:
+        FileNotFoundError: naming the path.
+        ValueError: for a folder, a damaged file, one that holds more than tensors and plain types,
+            or no tensors.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)[:3]
+        raise FileNotFoundError(
+            f"Expected a weight file, but {path} is a folder: name a file in it"
+            + (f", e.g. {', '.join(inside)}." if inside else ".")
         )
-    tensors = dict(encoder.state_dict())
-    if head is not None:
-        tensors |= {f"head.{name}": value for name, value in head.state_dict().items()}
-    header = Provenance(encoder.name, encoder.normalization, origin)
-    metadata = {"format": "pt", HEADER: json.dumps(asdict(header))}
-    temporary = path.with_name(path.name + ".tmp")
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    temporary.write_bytes(save(contiguous, metadata=metadata))  # save_file would bar other users
-    os.replace(temporary, path)
-    return path
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a weight file, but there is none at {path}.")
+    with path.open("rb") as file:
+        start = file.read(16)
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        return _read_safetensors(path)
+    if not start:
+        raise ValueError(f"Expected a weight file, but {path} is empty.")
+    if start.startswith((_ZIP, _LEGACY)) or path.suffix != ".pkl":
+        content = _load_torch(path)
+    else:
+        content = read_arrays(path)
+    own, around = _of_checkpoint(path, content), []
+    if isinstance(content, dict):
+        around = [*map(str, content), str(content.get("__author__", ""))]
+    for key in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = _tensors(content)
+    if not tensors:
+        raise ValueError(f"Expected a state dict in {path}, but found no tensors by name.")
+    _check_sizes(path, tensors)
+    around += _pixel_statistics(tensors)
+    return Content(tensors, tuple(around), own)
+
+
+def _pixel_statistics(tensors: dict[str, Tensor]) -> list[str]:
+    """What a detector's own mean and deviation tell of its input; they are taken out."""
+    mean, std = tensors.pop("pixel_mean", None), tensors.pop("pixel_std", None)
+    if mean is None or mean.numel() != 3:
+        return []
+    if mean.flatten()[0] >= mean.flatten()[2]:
+        return ["pixel_mean of RGB"]
+    divided = std is not None and bool((std != 1).any())
+    return [] if divided else ["pixel_mean of BGR"]  # BGR that is divided is neither kind
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a file by name; see :func:`read`."""
+    return read(path).tensors
 
 
 def read_provenance(path: str | Path) -> Provenance | None:
     """What one of our files or Lightning checkpoints says of itself; None for anybody else's."""
     path = Path(path).expanduser()
-    if path.suffix == ".ckpt":
-        content = _load_torch(path)
-        if not isinstance(content, dict) or "input" not in content:
-            return None
-        return Provenance(
-            content["hyper_parameters"]["encoder"],
-            _normalization(content["input"]["normalization"]),
-        )
-    if path.suffix != ".safetensors":
-        return None
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, header_only=True).provenance
+    return read(path).provenance if path.suffix in (".ckpt", ".pkl") else None
+
+
+def _read_safetensors(path: Path, *, header_only: bool = False) -> Content:
     try:
         with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(HEADER)
-    except SafetensorError as error:
-        raise ValueError(f"Expected a safetensors file, but {path} is damaged: {error}") from error
+            own = (file.metadata() or {}).get(HEADER)
+            names = [] if header_only else list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OverflowError, MemoryError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"Expected a safetensors file, but {path} is damaged: {reason}") from error
+    if not (tensors or header_only or own):  # an encoder of pixels has none
+        raise ValueError(f"Expected a state dict in {path}, but found no tensors by name.")
+    return Content(tensors, (), _provenance(path, own))
+
+
+def _provenance(path: Path, text: str | None) -> Provenance | None:
+    """Our header, which is JSON."""
     if text is None:
         return None
-    header = json.loads(text)
-    return Provenance(header["encoder"], _normalization(header["normalization"]), header["origin"])
+    try:
+        header = json.loads(text)
+        normalization = _normalization(header["normalization"])
+        return Provenance(str(header["encoder"]), normalization, dict(header["origin"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"Expected {path} to tell where its weights come from, but its header is damaged "
+            f"({type(error).__name__}): it was not written by this library, or changed since."
+        ) from error
+
+
+def _of_checkpoint(path: Path, content: Any) -> Provenance | None:
+    """What our Lightning checkpoints, and the pickles that we write for detectron2, say."""
+    if not isinstance(content, dict):
+        return None
+    if isinstance(content.get(HEADER), str):
+        return _provenance(path, content[HEADER])
+    settings, given = content.get("hyper_parameters"), content.get("input")
+    if not isinstance(settings, dict) or not isinstance(given, dict):
+        return None
+    name = str(given.get("encoder") or settings.get("encoder", "")).partition("@")[0]
+    try:
+        return Provenance(name, _normalization(given.get("normalization")))
+    except (TypeError, ValueError):
+        return None
 
 
 def _normalization(values: Any) -> Normalization | None:
-    return values and Normalization(*(tuple(channels) for channels in values))
+    if not values:
+        return None
+    mean, std = (tuple(float(channel) for channel in channels) for channels in values)
+    return Normalization(mean, std)
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a file by name: safetensors, or a torch file loaded without running code.
+def _tensors(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, dict):
+        return {}
+    found = {}
+    for name, value in content.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if isinstance(value, Tensor) and isinstance(name, str):
+            found[name] = value.detach()
+    return found
 
-    Raises:
-        FileNotFoundError: naming the path.
-        ValueError: for a damaged file, one that holds more than tensors, or no tensors.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a weight file, but there is none at {path}.")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(
-                f"Expected a safetensors file, but {path} is damaged: {error}"
-            ) from error
-    content = _load_torch(path)
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = (
-        {k: v for k, v in content.items() if isinstance(v, Tensor)}
-        if isinstance(content, dict)
-        else {}
-    )
-    if not tensors:
-        raise ValueError(f"Expected a state dict in {path}, but found no tensors by name.")
-    return tensors
+
+# --- torch's files
 
 
 def _load_torch(path: Path) -> Any:
+    _check_zip(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        with torch.serialization.safe_globals(_STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken pickle can make the reader raise anything
         raise ValueError(
             f"Expected {path} to hold tensors and plain types only, but it cannot be loaded safely: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+            f"{_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch found, without its advice to trust the file."""
+    text = str(error)
+    named = re.search(r"GLOBAL (\S+) was not an allowed", text) or re.search(
+        r"unsupported GLOBAL (\S+) whose module", text
+    )
+    if named:
+        return (
+            f"it asks for {named[1]}, which is code or a whole object; save its state_dict() alone "
+            "where it comes from, or get it as safetensors."
+        )
+    text = text.partition("WeightsUnpickler error: ")[2] or text
+    return (text.strip().splitlines() or [type(error).__name__])[0]
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse archives that are larger inside than outside."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        raise ValueError(f"Expected a torch file, but {path} is damaged: {error}") from error
+    size = path.stat().st_size
+    if inside > size:
+        raise ValueError(
+            f"Expected a torch file, which is not compressed, but {path} of {size:,} bytes unpacks "
+            f"to {inside:,}: it was not written by torch.save, and may be made to fill the memory."
+        )
+
+
+def _check_sizes(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that claim more than the file holds, as one that is repeated along an axis does."""
+    size = path.stat().st_size
+    for name, tensor in tensors.items():
+        plain = tensor.layout == torch.strided and not tensor.is_quantized
+        if not plain or tensor.numel() * tensor.element_size() > size:
+            raise ValueError(
+                f"Expected {path} of {size:,} bytes to hold plain tensors, but {name} claims to be of "
+                f"{tuple(tensor.shape)}, {tensor.dtype}, {tensor.layout}: get the weights elsewhere."
+            )

@@ -15,6 +15,7 @@ from goodtransfer.encoders import IMAGENET, Normalization, build, pooled
 from goodtransfer.weights import (
     Provenance,
     describe_input,
+    inspect,
     load_head,
     read_provenance,
     restore_input,
@@ -92,6 +93,13 @@ def test_an_encoder_and_its_head_come_back_bit_for_bit(tmp_path):
     assert torch.equal(again.bias, head.bias)
     assert read_provenance(path) == Provenance("resnet10w32", HALF, origin)
     assert [file.name for file in tmp_path.iterdir()] == ["encoder.safetensors"]
+
+
+def test_an_encoder_without_weights_comes_back(tmp_path):
+    path = save_encoder(tmp_path / "e.safetensors", build("pixels8"), data="toy")
+    assert load_encoder(path).name == "pixels8"
+    assert load_head(path) is None
+    assert inspect(path).fault == ""
 
 
 def test_a_file_is_plain_safetensors_with_one_header(tmp_path):
@@ -338,7 +346,7 @@ def test_a_deep_stem_is_refused(resnet18, tmp_path):
 
     weights["conv1.0.weight"] = weights.pop("conv1.weight")
     torch.save(weights, tmp_path / "deeper.pth")
-    assert "to hold a ResNet with torchvision's names" in _refused(tmp_path / "deeper.pth")
+    assert "its stem is of several 3x3 convolutions" in _refused(tmp_path / "deeper.pth")
 
 
 def test_a_wrong_depth_is_refused(resnet18, tmp_path):
@@ -373,7 +381,8 @@ def test_a_partial_match_is_refused_unless_allowed(resnet18, tmp_path):
     assert "4 missing (layer4.1.bn2.weight, layer4.1.bn2.bias," in sentence
     assert "1 unexpected (layer5.extra, ...)" in sentence
 
-    encoder = load_encoder(path, partial=True)
+    with pytest.warns(UserWarning, match="115 of 120 tensors match, 4 missing"):
+        encoder = load_encoder(path, partial=True)
     assert torch.equal(encoder.conv1.weight, weights["conv1.weight"])
     assert torch.equal(encoder.layer4[1].bn2.weight, torch.ones(512))
 
