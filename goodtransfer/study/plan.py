@@ -26,7 +26,7 @@ from goodtransfer.study.transfers import PAPER, TRANSFERS
 # Choices that a user makes of data of their own.
 _OWN = ("classes", "tasks", "voc_classes")
 # Raise by hand when a change of the code changes results: it is part of every key.
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 
 @dataclass(frozen=True)
