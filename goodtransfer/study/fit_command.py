@@ -7,20 +7,8 @@ from typing import Any
 
 from goodtransfer.study.plan import Study
 from goodtransfer.study.protocol import TASKS, Pretraining
+from goodtransfer.study.sources import IMAGES
 from goodtransfer.study.transfers import C4, City
-
-# Classes and arguments of the data sets, by their names in ``sources``: `pretrainings.IMAGES`, which
-# needs torch.
-IMAGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "imagenet": ("ImageNetDataModule", {}),
-    "imagenet10": ("ImageNetDataModule", {"subset": "10%"}),
-    "imagenet100": ("ImageNetDataModule", {"subset": "10% of classes"}),
-    "places": ("PlacesDataModule", {}),
-    "coco_images": ("COCODataModule", {}),
-    "synthia": ("SYNTHIADataModule", {}),
-    "mini_imagenet": ("MiniImageNetDataModule", {}),
-    "celeba": ("CelebADataModule", {"leave_out_mafl": "test"}),
-}
 
 
 def fit_command(

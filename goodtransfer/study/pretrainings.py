@@ -7,18 +7,10 @@ from typing import Any
 import pytorch_lightning as pl
 from torchvision.utils import save_image
 
+from goodtransfer import data as modules
 from goodtransfer import methods
 from goodtransfer.callbacks import KeepEncoders, OnlineProbe
-from goodtransfer.data import (
-    CelebADataModule,
-    COCODataModule,
-    COCODetectionDataModule,
-    ImageNetDataModule,
-    MiniImageNetDataModule,
-    PlacesDataModule,
-    SYNTHIADataModule,
-    SYNTHIASegmentationDataModule,
-)
+from goodtransfer.data import COCODetectionDataModule, SYNTHIASegmentationDataModule
 from goodtransfer.data.images import ImageDataModule
 from goodtransfer.data.show import picture
 from goodtransfer.encoders import build
@@ -26,21 +18,10 @@ from goodtransfer.study import fitting
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.protocol import TASKS
 from goodtransfer.study.results import Results
+from goodtransfer.study.sources import IMAGES
 from goodtransfer.study.transfers import C4, City
 from goodtransfer.transfer import COCODetection, Segmentation
 from goodtransfer.weights import save_encoder
-
-IMAGES: dict[str, tuple[type[ImageDataModule], dict[str, Any]]] = {
-    "imagenet": (ImageNetDataModule, {}),
-    "imagenet10": (ImageNetDataModule, {"subset": "10%"}),
-    "imagenet100": (ImageNetDataModule, {"subset": "10% of classes"}),
-    "places": (PlacesDataModule, {}),
-    "coco_images": (COCODataModule, {}),
-    "synthia": (SYNTHIADataModule, {}),
-    "mini_imagenet": (MiniImageNetDataModule, {}),
-    # MAFL's test faces are not trained on; the paper is silent (protocol 6.4).
-    "celeba": (CelebADataModule, {"leave_out_mafl": "test"}),
-}
 
 
 def pretrain(study: Study, cell: Cell, results: Results, finished: Path) -> dict[str, float]:
@@ -121,7 +102,8 @@ def _by_task(study: Study, cell: Cell, work: Path, finished: Path) -> tuple[Any,
 
 def images(study: Study, data: str, seed: int) -> Any:
     """A data set's module, to be called with its other arguments."""
-    kind, own = IMAGES[data]
+    name, own = IMAGES[data]
+    kind: type[ImageDataModule] = getattr(modules, name)
     root = study.root(data)
     assert root is not None  # else there is no such cell
 

@@ -163,6 +163,20 @@ SOURCES: Mapping[str, Source] = {
     "mafl": Source("celeba", "MAFL, 19,000 to train on, 1,000 to test on", _mafl),
 }
 
+# Module of `goodtransfer.data`, by name since importing it needs torch, and its arguments, of the data
+# sets that a method pretrains on.
+IMAGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "imagenet": ("ImageNetDataModule", {}),
+    "imagenet10": ("ImageNetDataModule", {"subset": "10%"}),
+    "imagenet100": ("ImageNetDataModule", {"subset": "10% of classes"}),
+    "places": ("PlacesDataModule", {}),
+    "coco_images": ("COCODataModule", {}),
+    "synthia": ("SYNTHIADataModule", {}),
+    "mini_imagenet": ("MiniImageNetDataModule", {}),
+    # MAFL's test faces are not trained on; the paper is silent (protocol 6.4).
+    "celeba": ("CelebADataModule", {"leave_out_mafl": "test"}),
+}
+
 # Folders that a user may name, the option that does, and what it must hold.
 ROOTS = {
     "imagenet": ("--data", "train/CLASS/ and val/CLASS/ images"),

@@ -8,6 +8,8 @@ are spelled out below, by a second renaming written from their sources (the offi
 import json
 import pickle
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,20 +22,8 @@ from goodtransfer import load_encoder
 from goodtransfer.encoders import IMAGENET, Normalization, build
 from goodtransfer.weights import inspect
 
-STAGES = (2, 3, 4, 5)
-
-
-def scrambled(network):
-    """Weights and statistics that no initialisation gives, of maps that stay near one."""
-    with torch.no_grad():
-        for name, tensor in network.state_dict().items():
-            if tensor.ndim == 0:
-                tensor.fill_(7)
-            elif name.endswith("running_var"):
-                tensor.uniform_(0.8, 1.2)
-            elif tensor.ndim == 1:
-                tensor.add_(torch.rand_like(tensor) / 10)
-    return network.eval()
+sys.path.insert(0, str(Path(__file__).parent))
+from compared import STAGES, assert_same_maps, refused, scrambled
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +37,6 @@ def narrow():
 def resnet18():
     torch.manual_seed(2)
     return scrambled(torchvision.models.resnet18(num_classes=5))
-
-
-@torch.no_grad()
-def maps(encoder, seed=0):
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
-    return encoder.eval()(images, stages=STAGES)
-
-
-def assert_same_maps(one, other, atol=1e-5):
-    expected, found = maps(one), maps(other)
-    for stage in STAGES:
-        torch.testing.assert_close(found[stage], expected[stage], rtol=0, atol=atol)
-
-
-def refused(spec, **options):
-    with pytest.raises(ValueError, match=r"^Expected") as caught:
-        load_encoder(spec, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- names spelled out a second time

@@ -3,6 +3,8 @@
 import itertools
 import json
 import pickle
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,20 +18,10 @@ from goodtransfer.encoders import IMAGENET, Normalization, build
 from goodtransfer.weights import inspect, load_classifier, read_provenance
 from goodtransfer.weights.save import SUFFIXES_OF
 
-STAGES = (2, 3, 4, 5)
+sys.path.insert(0, str(Path(__file__).parent))
+from compared import STAGES, assert_same_maps, scrambled
+
 FORMS = ("safetensors", "torchvision", "timm", "smp", "detectron2")
-
-
-def scrambled(network):
-    with torch.no_grad():
-        for name, tensor in network.state_dict().items():
-            if tensor.ndim == 0:
-                tensor.fill_(7)
-            elif name.endswith("running_var"):
-                tensor.uniform_(0.8, 1.2)
-            elif tensor.ndim == 1:
-                tensor.add_(torch.rand_like(tensor) / 10)
-    return network.eval()
 
 
 @pytest.fixture(scope="module", params=["resnet50w8", "resnet18"])
@@ -47,18 +39,6 @@ def resnet50():
 @pytest.fixture
 def head():
     return nn.Linear(2048, 3)
-
-
-@torch.no_grad()
-def maps(encoder):
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    return encoder.eval()(images, stages=STAGES)
-
-
-def assert_same_maps(one, other, atol=1e-5):
-    expected, found = maps(one), maps(other)
-    for stage in STAGES:
-        torch.testing.assert_close(found[stage], expected[stage], rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("pair", list(itertools.product(FORMS, FORMS)), ids="-".join)

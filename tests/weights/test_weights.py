@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,9 @@ from goodtransfer.weights import (
     read_provenance,
     restore_input,
 )
+
+sys.path.insert(0, str(Path(__file__).parent))
+from compared import refused
 
 HALF = Normalization((0.5, 0.4, 0.3), (0.25, 0.5, 1.0))
 
@@ -60,14 +65,6 @@ def _assert_equal(encoder, weights):
     for name, value in encoder.state_dict().items():
         assert value.dtype == weights[name].dtype
         assert torch.equal(value, weights[name]), name
-
-
-def _refused(spec, **options):
-    """The sentence of a ValueError, on one line."""
-    with pytest.raises(ValueError, match=r"^Expected") as caught:
-        load_encoder(spec, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- our own files ---
@@ -169,16 +166,16 @@ def test_name_at_file_keeps_the_input_convention_of_our_files(tmp_path):
     assert load_encoder(f"resnet10w32@{path}").normalization == HALF
 
 
-def test_our_file_with_missing_tensors_is_refused(tmp_path):
+def test_our_file_with_missing_tensors_isrefused(tmp_path):
     path = save_encoder(tmp_path / "e.safetensors", build("resnet10w32"))
     with safe_open(path, "pt") as file:
         metadata, tensors = file.metadata(), {n: file.get_tensor(n) for n in list(file.keys())[:9]}
     save_file(tensors, path, metadata=metadata)
-    assert "9 of 72 tensors match" in _refused(path)
+    assert "9 of 72 tensors match" in refused(path)
 
 
 @pytest.mark.parametrize("file", ["encoder.pth", "no_folder/encoder.safetensors"])
-def test_a_place_that_could_not_be_read_again_is_refused(file, tmp_path):
+def test_a_place_that_could_not_be_read_again_isrefused(file, tmp_path):
     with pytest.raises(ValueError, match=r"ending in \.safetensors in a folder that exists"):
         save_encoder(tmp_path / file, build("resnet10w32"))
     assert list(tmp_path.iterdir()) == []
@@ -197,7 +194,7 @@ def test_names_and_modules(resnet18):
 
 @pytest.mark.parametrize("name", ["resnet50@pretrained", "nonsense@pretrained"])
 def test_only_libraries_with_downloads_are_pretrained(name):
-    assert name in _refused(name)
+    assert name in refused(name)
 
 
 @pytest.mark.data
@@ -338,35 +335,35 @@ def test_squeezenet_weights_compute_what_torchvision_does(file, shared):
 # --- what is refused ---
 
 
-def test_a_deep_stem_is_refused(resnet18, tmp_path):
+def test_a_deep_stem_isrefused(resnet18, tmp_path):
     weights = resnet18.state_dict() | {"conv1.weight": torch.rand(64, 3, 3, 3)}
     torch.save(weights, tmp_path / "deep.pth")
     assert re.match(r"Expected a 7x7 stem in .*deep.pth, but its conv1 is \(64, 3, 3, 3\)",
-                    _refused(tmp_path / "deep.pth"))  # fmt: skip
+                    refused(tmp_path / "deep.pth"))  # fmt: skip
 
     weights["conv1.0.weight"] = weights.pop("conv1.weight")
     torch.save(weights, tmp_path / "deeper.pth")
-    assert "its stem is of several 3x3 convolutions" in _refused(tmp_path / "deeper.pth")
+    assert "its stem is of several 3x3 convolutions" in refused(tmp_path / "deeper.pth")
 
 
-def test_a_wrong_depth_is_refused(resnet18, tmp_path):
+def test_a_wrong_depth_isrefused(resnet18, tmp_path):
     path = tmp_path / "net.pth"
     torch.save(resnet18.state_dict(), path)
     for partial in (False, True):  # another shape is never partial
-        sentence = _refused(f"resnet50@{path}", partial=partial)
+        sentence = refused(f"resnet50@{path}", partial=partial)
         assert "to hold resnet50, but " in sentence
         assert "of another shape (layer1.0.conv1.weight (64, 64, 3, 3) instead of" in sentence
         assert "partial=True" not in sentence
     # A deeper network of the same blocks lacks some, and only then partial loading is offered.
-    sentence = _refused(f"resnet34@{path}")
+    sentence = refused(f"resnet34@{path}")
     assert "80 missing (layer1.2.conv1.weight, " in sentence
     assert sentence.endswith("load with partial=True.")
 
 
-def test_an_unknown_depth_is_refused(resnet18, tmp_path):
+def test_an_unknown_depth_isrefused(resnet18, tmp_path):
     weights = {n: v for n, v in resnet18.state_dict().items() if not n.startswith("layer3.1.")}
     torch.save(weights, tmp_path / "net.pth")
-    sentence = _refused(tmp_path / "net.pth")
+    sentence = refused(tmp_path / "net.pth")
     assert "its stages have (2, 2, 1, 2) blocks of kind BasicBlock" in sentence
 
 
@@ -376,7 +373,7 @@ def test_a_partial_match_is_refused_unless_allowed(resnet18, tmp_path):
     kept["layer5.extra"] = torch.rand(2)
     path = tmp_path / "net.pth"
     torch.save(kept, path)
-    sentence = _refused(path)
+    sentence = refused(path)
     assert "115 of 120 tensors match" in sentence
     assert "4 missing (layer4.1.bn2.weight, layer4.1.bn2.bias," in sentence
     assert "1 unexpected (layer5.extra, ...)" in sentence
@@ -389,9 +386,9 @@ def test_a_partial_match_is_refused_unless_allowed(resnet18, tmp_path):
 
 def test_nothing_in_common_is_refused_even_partially(tmp_path):
     torch.save({"w": torch.rand(2)}, tmp_path / "net.pth")
-    sentence = _refused(f"resnet18@{tmp_path / 'net.pth'}", partial=True)
+    sentence = refused(f"resnet18@{tmp_path / 'net.pth'}", partial=True)
     assert "0 of 120 tensors match" in sentence
-    assert "torchvision's names" in _refused(tmp_path / "net.pth")
+    assert "torchvision's names" in refused(tmp_path / "net.pth")
 
 
 class _Foreign:
@@ -408,24 +405,24 @@ def test_code_in_a_pickle_does_not_run(resnet18, tmp_path):
     trap = tmp_path / "trap"
     torch.save({"state_dict": resnet18.state_dict(), "extra": _Foreign(trap)}, tmp_path / "net.pth")
     for spec in (tmp_path / "net.pth", f"resnet18@{tmp_path / 'net.pth'}"):
-        assert "to hold tensors and plain types only" in _refused(spec)
+        assert "to hold tensors and plain types only" in refused(spec)
     assert not trap.exists()
     torch.load(tmp_path / "net.pth", weights_only=False)["extra"].close()
     assert trap.exists()  # it would have
 
 
-def test_a_whole_pickled_module_is_refused(resnet18, tmp_path):
+def test_a_whole_pickled_module_isrefused(resnet18, tmp_path):
     torch.save(resnet18, tmp_path / "net.pth")
-    assert "to hold tensors and plain types only" in _refused(tmp_path / "net.pth")
+    assert "to hold tensors and plain types only" in refused(tmp_path / "net.pth")
 
 
-def test_damaged_files_are_refused(tmp_path, resnet18):
+def test_damaged_files_arerefused(tmp_path, resnet18):
     whole = save_encoder(tmp_path / "whole.safetensors", build("resnet10w32")).read_bytes()
     cut = tmp_path / "cut.safetensors"
     for length in (len(whole) - 1, len(whole) // 2, 100, 0):
         cut.write_bytes(whole[:length])
         assert re.match(
-            r"Expected a safetensors file, but .*cut.safetensors is damaged", _refused(cut)
+            r"Expected a safetensors file, but .*cut.safetensors is damaged", refused(cut)
         )
         with pytest.raises(ValueError, match="is damaged"):
             read_provenance(cut)
@@ -435,18 +432,18 @@ def test_damaged_files_are_refused(tmp_path, resnet18):
     (tmp_path / "cut.pth").write_bytes(half[: len(half) // 2])
     (tmp_path / "text.pth").write_text("not a weight file")
     for name in ("cut.pth", "text.pth"):
-        assert name in _refused(tmp_path / name)
+        assert name in refused(tmp_path / name)
 
 
-def test_an_empty_file_is_refused(tmp_path):
+def test_an_empty_file_isrefused(tmp_path):
     (tmp_path / "net.pth").touch()
-    assert "net.pth" in _refused(tmp_path / "net.pth")
+    assert "net.pth" in refused(tmp_path / "net.pth")
 
 
-def test_a_file_without_named_tensors_is_refused(tmp_path):
+def test_a_file_without_named_tensors_isrefused(tmp_path):
     for content in ([torch.rand(2)], {"epoch": 3}, torch.rand(2)):
         torch.save(content, tmp_path / "net.pth")
-        assert "found no tensors by name" in _refused(tmp_path / "net.pth")
+        assert "found no tensors by name" in refused(tmp_path / "net.pth")
 
 
 @pytest.mark.parametrize("file", ["none.pth", "none.safetensors", "none.ckpt", "folder/none"])
