@@ -1,6 +1,7 @@
 """What methods remember: MoCo's queue and momentum (EMA) encoder, InstDisc's memory bank."""
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -78,7 +79,14 @@ class KeyQueue(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + "keys")
-        if saved is not None and len(saved) != len(self):
+        if saved is not None and not len(saved):  # see `checkpoints.SafeCheckpointIO(queue="none")`
+            warnings.warn(
+                "The checkpoint was saved without its queue, which starts empty: negatives are "
+                f"{len(self):,} noise vectors until as many keys have come.",
+                stacklevel=2,
+            )
+            state_dict.update(_under(prefix, KeyQueue(len(self), self.keys.shape[1])))
+        elif saved is not None and len(saved) != len(self):
             if not self.allow_resize:
                 raise ValueError(
                     f"Expected a queue of {len(self)} keys, but the checkpoint holds {len(saved)}: "
@@ -95,7 +103,11 @@ class KeyQueue(nn.Module):
         real = oldest_first[len(keys) - int(filled) :]
         resized = KeyQueue(len(self), keys.shape[1])
         resized.enqueue(keys[real], labels[real], indices[real])
-        return {prefix + name: value for name, value in resized.state_dict().items()}
+        return _under(prefix, resized)
+
+
+def _under(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in module.state_dict().items()}
 
 
 class MemoryBank(nn.Module):

@@ -17,12 +17,15 @@ LEAVES = {
     "optim": set(),
     "encoders": set(),
     "metrics": set(),
+    "checkpoints": set(),
 }
 MAY_IMPORT = LEAVES | {
     "views": set(),
     "weights": {"encoders"},
     "callbacks": {"momentum", "distributed", "weights"},
-    "methods": {"losses", "momentum", "distributed", "optim", "encoders", "weights", "views"},
+    "methods": {
+        "losses", "momentum", "distributed", "optim", "encoders", "weights", "views", "callbacks",
+    },
     "data": {"distributed", "views"},
     "transfer": {
         "losses", "distributed", "encoders", "weights", "views", "optim", "callbacks", "metrics",

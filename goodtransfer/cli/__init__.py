@@ -51,7 +51,7 @@ _OF_LIGHTNING = ("fit", "validate", "test", "predict")
 _VERBS = (*_OF_LIGHTNING, "data", "diagnose", "invert", "weights", "study")
 # What these packages raise of these types is about arguments, files and machines.
 _SPEAKERS = {"goodtransfer", "pytorch_lightning", "lightning_fabric"}
-_SPOKEN = (ValueError, OSError, ModuleNotFoundError)
+_SPOKEN = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

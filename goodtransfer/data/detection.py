@@ -166,14 +166,14 @@ class DetectionDataset(Dataset[Item]):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.records, self.flip, self.seed, self.max_pixels = records, flip, seed, max_pixels
-        self._reading = (skips or Skips("raise")).reading(len(records), records.files.path)
+        self.reading = (skips or Skips("raise")).reading(len(records), records.files.path)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, address: tuple[int, int] | int) -> Item:
         epoch, number = address if isinstance(address, tuple) else (0, address)
-        return self._reading(number, lambda number: self.item(epoch, number))
+        return self.reading(number, lambda number: self.item(epoch, number))
 
     def target(self, number: int) -> Target:
         """The objects of an image, as they stand in the file."""

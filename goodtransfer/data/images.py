@@ -260,7 +260,7 @@ class ImageDataset(Dataset[Batch]):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.files, self.recipe, self.seed, self.max_pixels = files, recipe, seed, max_pixels
-        self._reading = (skips or Skips("raise")).reading(len(files), files.path)
+        self.reading = (skips or Skips("raise")).reading(len(files), files.path)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -272,7 +272,7 @@ class ImageDataset(Dataset[Batch]):
 
     def __getitem__(self, address: tuple[int, int] | int) -> Batch:
         epoch, number = address if isinstance(address, tuple) else (0, address)
-        return self._reading(number, lambda number: self.item(epoch, number))
+        return self.reading(number, lambda number: self.item(epoch, number))
 
     def item(self, epoch: int, number: int) -> Batch:
         """Views of image ``number`` itself; OSError where it cannot be read."""

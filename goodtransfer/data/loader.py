@@ -114,9 +114,26 @@ class ResumableLoader(DataLoader[Any]):
         goes_on = sampler.epoch == self._epoch
         self._consumed, self._resume_at = self._resume_at if goes_on else 0, 0
         self._epoch, sampler.skip = sampler.epoch, self._consumed * (self.batch_size or 1)
-        for batch in super().__iter__():
-            self._consumed += 1
-            yield batch
+        try:
+            for batch in super().__iter__():
+                self._consumed += 1
+                yield batch
+        except RuntimeError as error:
+            if files := self._died_reading():
+                raise RuntimeError(
+                    f"Expected a loader process to give a batch, but it died while it was reading "
+                    f"{' or '.join(files)} ({error}): look at that file, and at the machine's memory."
+                ) from error
+            raise
+
+    def _died_reading(self) -> list[str]:
+        """The files that dead worker processes were reading."""
+        workers = getattr(self._iterator, "_workers", ())
+        reading = getattr(self.dataset, "reading", None)
+        if reading is None:
+            return []
+        dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
+        return [file for number in dead if (file := reading.under_way(number))]
 
     def state_dict(self) -> dict[str, int]:
         """Where training stands: the epoch, and its batches consumed."""

@@ -305,14 +305,14 @@ class MAFLDataset(Dataset[Item]):
     ) -> None:
         self.faces, self.size, self.flip, self.seed = faces, size, flip, seed
         self.max_pixels = max_pixels
-        self._reading = (skips or Skips("raise")).reading(len(faces.files), faces.files.path)
+        self.reading = (skips or Skips("raise")).reading(len(faces.files), faces.files.path)
 
     def __len__(self) -> int:
         return len(self.faces.files)
 
     def __getitem__(self, address: tuple[int, int] | int) -> Item:
         epoch, number = address if isinstance(address, tuple) else (0, address)
-        return self._reading(number, lambda number: self.item(epoch, number))
+        return self.reading(number, lambda number: self.item(epoch, number))
 
     def item(self, epoch: int, number: int) -> Item:
         """Image ``number`` itself; OSError or ValueError where it cannot be used."""

@@ -247,14 +247,14 @@ class SegmentationDataset(Dataset[Item]):
         skips: Skips | None = None,
     ) -> None:
         self.pairs, self.labels, self.view, self.seed = pairs, labels, view, seed
-        self._reading = (skips or Skips("raise")).reading(len(pairs), pairs.images.path)
+        self.reading = (skips or Skips("raise")).reading(len(pairs), pairs.images.path)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, address: tuple[int, int] | int) -> Item:
         epoch, number = address if isinstance(address, tuple) else (0, address)
-        return self._reading(number, lambda number: self.item(epoch, number))
+        return self.reading(number, lambda number: self.item(epoch, number))
 
     def item(self, epoch: int, number: int) -> Item:
         """Image ``number`` itself; OSError or ValueError where it cannot be used."""

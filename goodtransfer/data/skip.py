@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import torch
+from torch.utils.data import get_worker_info
 
 log = logging.getLogger(__name__)
 
@@ -12,6 +13,7 @@ OnError = Literal["raise", "skip"]
 Loaded = TypeVar("Loaded")
 
 _SHOWN = 20  # of the skipped, in the last message
+_WORKERS = 1024  # at most, of a loader
 
 
 class Skips:
@@ -72,6 +74,8 @@ class Reading:
 
     def __init__(self, count: int, path: Callable[[int], str], on_error: OnError) -> None:
         self.count, self.path, self.on_error = count, path, on_error
+        self._under_way = torch.full((_WORKERS,), -1)  # by worker, seen by the process that reports
+        self._under_way.share_memory_()  # type: ignore[no-untyped-call]
         # In memory that worker processes share with the one that reports.
         self._faulty = torch.zeros(count if on_error == "skip" else 0, dtype=torch.bool)
         self._faulty.share_memory_()  # type: ignore[no-untyped-call]
@@ -80,8 +84,22 @@ class Reading:
         """Numbers of the images that could not be read so far."""
         return [int(number) for number in self._faulty.nonzero()]
 
+    def under_way(self, worker: int) -> str | None:
+        """The file that a worker process is reading, or died of."""
+        number = int(self._under_way[worker])
+        return None if number < 0 else self.path(number)
+
     def __call__(self, number: int, load: Callable[[int], Loaded]) -> Loaded:
         """``load(number)``; when skipping, that of the next image which can be read."""
+        worker = get_worker_info()
+        if worker is None:
+            return self._load(number, load)
+        self._under_way[worker.id] = number
+        loaded = self._load(number, load)
+        self._under_way[worker.id] = -1
+        return loaded
+
+    def _load(self, number: int, load: Callable[[int], Loaded]) -> Loaded:
         if self.on_error == "raise":
             return load(number)
         for step in range(self.count):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.distributed import gather, rank
 from goodtransfer.encoders import Encoder, pooled
 from goodtransfer.losses import (
@@ -229,6 +230,9 @@ class InstDisc(pl.LightningModule):
         if batch_idx == 0:
             checks.check_batch(self, batch, self.encoder, views=1)
             checks.check_index(self, as_batch(batch).index, len(self.bank))
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [FiniteCheck()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["input"] = describe_input(self.encoder)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.distributed import bn_groups as count_bn_groups
 from goodtransfer.distributed import encode_shuffled, gather, split_batch_norm
 from goodtransfer.encoders import Encoder, pooled
@@ -296,6 +297,9 @@ class MoCo(pl.LightningModule):
     def _check(self, batch: Any) -> None:
         needs = {"none": "", "image": "index", "label": "label"}[self.exclude]
         checks.check_batch(self, batch, self.encoder, views=2, needs=needs)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [FiniteCheck()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["input"] = describe_input(self.encoder)

@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.distributed import gather, rank, world_size
 from goodtransfer.encoders import Encoder, pooled
 from goodtransfer.losses import full_precision, nt_xent_rows
@@ -117,6 +118,9 @@ class SimCLR(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             checks.check_batch(self, batch, self.encoder, views=2)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [FiniteCheck()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["input"] = describe_input(self.encoder)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.encoders import Encoder, pooled
 from goodtransfer.losses import full_precision
 from goodtransfer.methods import checks
@@ -114,6 +115,9 @@ class SupervisedCE(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             checks.check_batch(self, batch, self.encoder, views=1, needs="label")
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [FiniteCheck()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["input"] = describe_input(self.encoder)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from goodtransfer.callbacks import SaveOnSigterm
+from goodtransfer.checkpoints import SafeCheckpointIO, newest_whole
 from goodtransfer.study.logger import CellBar, CurveLogger
+
+LAST = "last.ckpt"
 
 
 def cell_trainer(
@@ -22,7 +25,7 @@ def cell_trainer(
     callbacks: list[pl.Callback] | None = None,
     **options: Any,
 ) -> pl.Trainer:
-    """A Trainer that checkpoints every epoch into ``work`` and says nothing but its bar."""
+    """A Trainer that checkpoints every epoch, and at SIGTERM, into ``work`` and says nothing but its bar."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for hint in (
         "does not have many workers",
@@ -33,13 +36,14 @@ def cell_trainer(
     ):
         warnings.filterwarnings("ignore", message=f".*{hint}.*")
     last = ModelCheckpoint(
-        work, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        work, filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
     return pl.Trainer(
         max_epochs=epochs,
         devices=1,  # batch sizes are over all; many devices are for `goodtransfer fit`
         logger=CurveLogger(work / "curves.jsonl"),
-        callbacks=[last, CellBar(title), *(callbacks or [])],
+        callbacks=[last, CellBar(title), SaveOnSigterm(work / LAST), *(callbacks or [])],
+        plugins=[SafeCheckpointIO()],
         default_root_dir=work,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
@@ -51,15 +55,13 @@ def cell_trainer(
 
 def checkpoint(work: Path) -> Path | None:
     """The checkpoint to go on from, if there is one that can be read."""
-    file = work / "last.ckpt"
-    if not file.is_file():
-        return None
     try:
-        torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        warnings.warn(f"Starting over: {file} was cut off ({error}).", stacklevel=2)
+        return newest_whole(work / LAST)
+    except FileNotFoundError:
         return None
-    return file
+    except ValueError as error:
+        warnings.warn(f"Starting over: {error}", stacklevel=2)
+        return None
 
 
 def workers() -> int:

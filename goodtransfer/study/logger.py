@@ -50,7 +50,9 @@ class CurveLogger(Logger):
         if self.path.is_file():
             rows = self.path.read_text().splitlines(keepends=True)
             kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] < step]
-            self.path.write_text("".join(kept))
+            aside = self.path.with_suffix(".tmp")
+            aside.write_text("".join(kept))
+            os.replace(aside, self.path)  # a kill leaves all rows, or those kept
 
 
 class CellBar(pl.Callback):
