@@ -136,13 +136,28 @@ class ResumableLoader(DataLoader[Any]):
         return [file for number in dead if (file := reading.under_way(number))]
 
     def state_dict(self) -> dict[str, int]:
-        """Where training stands: the epoch, and its batches consumed."""
+        """Where training stands: the epoch, its batches consumed, and what a batch is."""
+        dealt = {"ranks": world_size(), "batch_size": self.batch_size or 1}
         if self._consumed >= len(self):
-            return {"epoch": self._epoch + 1, "consumed": 0}
-        return {"epoch": self._epoch, "consumed": self._consumed}
+            return {"epoch": self._epoch + 1, "consumed": 0, **dealt}
+        return {"epoch": self._epoch, "consumed": self._consumed, **dealt}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            ValueError: within an epoch whose images were dealt in other batches, or to other ranks: which
+                ones are left could not be dealt alike. Between epochs both may change.
+        """
+        now = {"ranks": world_size(), "batch_size": self.batch_size or 1}
+        before = {name: state.get(name, value) for name, value in now.items()}
+        if state["consumed"] and now != before:
+            ours, theirs = ("{ranks} ranks with batches of {batch_size}".format(**d) for d in (now, before))
+            raise ValueError(
+                f"Expected {theirs}, which the checkpoint was saved by in the middle of epoch "
+                f"{state['epoch']}, but there are {ours}: go on with as many, or from a checkpoint of "
+                "the end of an epoch."
+            )
         self._epoch, self._resume_at = state["epoch"], state["consumed"]
         self._consumed = self._resume_at
         if isinstance(self.sampler, EpochSampler):

@@ -172,8 +172,9 @@ def test_state_counts_what_was_consumed(root, workers):
     for batch in made:
         whole.append(seen(batch))
         states.append(made.state_dict())
-    assert states == [{"epoch": 1, "consumed": n} for n in (1, 2, 3, 4)] + [
-        {"epoch": 2, "consumed": 0}
+    dealt = {"ranks": 1, "batch_size": made.batch_size}
+    assert states == [{"epoch": 1, "consumed": n} | dealt for n in (1, 2, 3, 4)] + [
+        {"epoch": 2, "consumed": 0} | dealt
     ]
     for consumed, state in enumerate(states[:-1], start=1):
         resumed = resumable(root, workers)
@@ -281,3 +282,52 @@ def test_an_epoch_may_be_a_multiple_of_a_step():
         assert len(set(numbers)) == 18
         seen |= set(numbers)
     assert seen == set(range(20))
+
+
+# --- Other ranks, other batches
+
+
+def _restored(state, *, ranks, batch_size, monkeypatch, count=24):
+    """What the ranks of a resumed run read in the rest of its epoch."""
+    monkeypatch.setattr(loader, "world_size", lambda: ranks)
+    read = []
+    for rank in range(ranks):
+        monkeypatch.setattr(loader, "rank", lambda rank=rank: rank)
+        sampler = EpochSampler(count, shuffle=True, seed=1, drop_last=True)
+        batches = ResumableLoader(_Numbers(count), sampler=sampler, batch_size=batch_size)
+        batches.load_state_dict(state)
+        read += [number for batch in batches for number in batch.tolist()]
+    return read
+
+
+class _Numbers(torch.utils.data.Dataset):
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, address):
+        return address[1]
+
+
+def test_ranks_may_change_between_epochs_and_every_image_is_read_once(monkeypatch):
+    between = {"epoch": 1, "consumed": 0, "ranks": 2, "batch_size": 3}
+    for ranks, size in ((1, 4), (2, 3), (4, 2)):
+        read = _restored(between, ranks=ranks, batch_size=size, monkeypatch=monkeypatch)
+        assert sorted(read) == list(range(24)), (ranks, size)
+
+
+@pytest.mark.parametrize(("ranks", "size"), [(1, 3), (4, 3), (2, 6)])
+def test_ranks_and_batches_may_not_change_within_one(ranks, size, monkeypatch):
+    within = {"epoch": 1, "consumed": 2, "ranks": 2, "batch_size": 3}
+    with pytest.raises(ValueError, match="saved by in the middle of epoch 1, but there are"):
+        _restored(within, ranks=ranks, batch_size=size, monkeypatch=monkeypatch)
+
+
+def test_the_rest_of_an_epoch_is_what_the_ranks_had_not_read(monkeypatch):
+    whole = {"epoch": 1, "consumed": 0, "ranks": 2, "batch_size": 3}
+    within = {**whole, "consumed": 2}
+    first = _restored(whole, ranks=2, batch_size=3, monkeypatch=monkeypatch)
+    rest = _restored(within, ranks=2, batch_size=3, monkeypatch=monkeypatch)
+    assert rest == first[6:12] + first[18:]
