@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     )
     from goodtransfer.callbacks import (
         BNLeak,
+        FiniteCheck,
         KeepEncoders,
         OnlineKNN,
         OnlineProbe,
         Pictures,
         QueueHealth,
+        SaveOnSigterm,
         bn_leak,
     )
+    from goodtransfer.checkpoints import SafeCheckpointIO
     from goodtransfer.data import (
         CelebADataModule,
         CityscapesDataModule,
@@ -79,6 +82,7 @@ _HOME = {
     "Diagnosis": "analysis",
     "ExemplarMoCo": "methods",
     "FewShot": "transfer",
+    "FiniteCheck": "callbacks",
     "Gallery": "analysis",
     "GroundTruth": "analysis",
     "ImageFolderDataModule": "data",
@@ -107,7 +111,9 @@ _HOME = {
     "PlacesDataModule": "data",
     "QueueHealth": "callbacks",
     "read_detections": "analysis",
+    "SafeCheckpointIO": "checkpoints",
     "save_encoder": "weights",
+    "SaveOnSigterm": "callbacks",
     "Segmentation": "transfer",
     "SegmentationScores": "metrics",
     "SimCLR": "methods",
@@ -155,6 +161,9 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "bn_leak",
     "KeepEncoders",
     "Pictures",
+    "FiniteCheck",
+    "SafeCheckpointIO",
+    "SaveOnSigterm",
     "diagnose",
     "Diagnosis",
     "GroundTruth",

@@ -1,6 +1,5 @@
 """SIGTERM, as schedulers send it before they take a machine away: save, and say that it was not success."""
 
-import os
 import signal
 import threading
 from pathlib import Path
@@ -9,9 +8,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from goodtransfer.distributed import gather
+
+_CODE = 128 + signal.SIGTERM
 
 
 class SaveOnSigterm(pl.Callback):
@@ -19,17 +22,19 @@ class SaveOnSigterm(pl.Callback):
 
     Lightning by itself stops after whatever batch it is in, which loses gradients that were being
     accumulated, and ends with exit code 0, which schedulers read as success. Here all ranks agree on the
-    step, also where only one of them was told. The run goes on with ``ckpt_path=callback.path``.
+    step, also where only one of them was told. The run goes on with ``ckpt_path=callback.path``, which is
+    printed.
 
     Args:
-        path: of the checkpoint.
+        path: of the checkpoint; None is ``preempted.ckpt`` beside those of the trainer's
+            ``ModelCheckpoint``, or in its ``default_root_dir``.
 
     >>> SaveOnSigterm("runs/preempted.ckpt").path.as_posix()
     'runs/preempted.ckpt'
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
         self._told = False
         self._before: Any = None
         self._step = 0
@@ -52,24 +57,35 @@ class SaveOnSigterm(pl.Callback):
         batch_idx: int,
     ) -> None:
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        if not stepped:
+        if not (stepped and self._any_told(pl_module)):
             return
-        told, _ = gather(torch.tensor([int(self._told)], device=pl_module.device))
-        if not told.any():
-            return
+        if self.path is None:
+            saved = trainer.checkpoint_callback
+            folder = saved.dirpath if isinstance(saved, ModelCheckpoint) else None
+            self.path = Path(folder or trainer.default_root_dir) / "preempted.ckpt"
         trainer.save_checkpoint(self.path)
+        rank_zero_info(f"SIGTERM: step {trainer.global_step} is saved, go on from {self.path}")
+        self._told = False
         # Lightning then ends the fit once it has logged this step.
         trainer._signal_connector.received_sigterm = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore()
+        if self._any_told(pl_module):  # it came after the last step: all is saved
+            raise SIGTERMException(_CODE)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
+        self._restore()
         if isinstance(exception, SIGTERMException):
-            exception.code = 128 + signal.SIGTERM
+            exception.code = _CODE
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def _any_told(self, pl_module: pl.LightningModule) -> bool:
+        told, _ = gather(torch.tensor([int(self._told)], device=pl_module.device))
+        return bool(told.any())
+
+    def _restore(self) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
-            if self._told and not trainer.received_sigterm:  # it came after the last step
-                os.kill(os.getpid(), signal.SIGTERM)

@@ -22,6 +22,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import goodtransfer
+from goodtransfer.callbacks import SaveOnSigterm
 
 EPILOG = """\
 a whole command:
@@ -65,6 +66,11 @@ def main(verb: str, words: list[str]) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # methods and tasks bring their own
             seed_everything_default=0,
+            # Whole or not there, and saved when a scheduler takes the machine away.
+            trainer_defaults={
+                "callbacks": [SaveOnSigterm()],
+                "plugins": [{"class_path": "goodtransfer.checkpoints.SafeCheckpointIO"}],
+            },
             save_config_callback=_SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={verb: _help(verb)},
