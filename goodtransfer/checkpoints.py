@@ -6,6 +6,7 @@ file under the final name, and nothing is forced to the disk. This takes its pla
 >>> trainer = pl.Trainer(plugins=[SafeCheckpointIO()], logger=False, accelerator="cpu")
 """
 
+import contextlib
 import errno
 import os
 import pickle
@@ -74,7 +75,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             raise _told(path, error) from error
         finally:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # there is none to be removed
+                aside.unlink()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -205,21 +207,26 @@ def _force(folder: Path) -> None:
 
 def _told(path: Path, error: OSError | RuntimeError) -> OSError:
     """The fault of the machine in a sentence, with its number."""
-    known = isinstance(error, OSError) and error.errno
-    why = os.strerror(error.errno) if known else str(error)  # type: ignore[union-attr, arg-type]
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno):
+        cause = cause.__context__  # torch, in closing, stumbles over what went wrong before
+    number = cause.errno if isinstance(cause, OSError) else None
+    why = os.strerror(number) if number else str(error)
     kept = next((f"the last good one is {file}" for file in _good(path)), "there is none before it")
     told = OSError(
         f"Expected to save {path}, but could not: {why}. Of its folder {kept}: make room there, or name "
         "another folder, and go on from that file."
     )
-    told.errno = error.errno if known else errno.EIO  # type: ignore[union-attr]
+    told.errno = number or errno.EIO
     return told
 
 
 def _good(path: Path) -> Iterator[Path]:
     """Whole checkpoints in the folder, newest first, as far as it can be read."""
     try:
-        files = [f for f in path.parent.glob("*.ckpt*") if f.is_file()]
-        yield from sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        files = [f for f in path.parent.glob("[!.]*.ckpt*") if f.is_file()]
+        for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+            if damage(file) is None:
+                yield file
     except OSError:
         return

@@ -66,7 +66,7 @@ class Spoil(pl.Callback):
 
     def on_after_backward(self, trainer, module):
         if self.what == "gradient" and trainer.global_step == self.step:
-            module.encoder.network.conv1.weight.grad[0, 0, 0, 0] = float("inf")
+            module.encoder.trunk.conv1.weight.grad[0, 0, 0, 0] = float("inf")
 
     def on_before_zero_grad(self, trainer, module, optimizer):
         if self.what == "key" and trainer.global_step == self.step and module.held:
@@ -96,7 +96,7 @@ def test_a_skipped_step_of_the_scaler_is_no_failure(trainer_options):
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer, module, *_):
-            weights = module.encoder.network.conv1.weight.detach().clone()
+            weights = module.encoder.trunk.conv1.weight.detach().clone()
             before.append((weights, scaler.get_scale()))
 
     callbacks = [Spoil(1, "gradient"), Watch()]

@@ -39,7 +39,7 @@ def started(folder, options):
         f"training.train(Path({str(folder.parent / 'toy')!r}), Path({str(folder)!r}), **{options!r})"
     )
     environment = CLEAN | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
 
 
 def test_sigterm_saves_at_the_next_step_and_is_no_success(tmp_path):
