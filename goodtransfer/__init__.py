@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         VOCDetectionAP,
     )
     from goodtransfer.momentum import KeyQueue, MemoryBank
+    from goodtransfer.study.card import report_card
     from goodtransfer.transfer import (
         COCODetection,
         Detection,
@@ -107,6 +108,7 @@ _HOME = {
     "PlacesDataModule": "data",
     "QueueHealth": "callbacks",
     "read_detections": "analysis",
+    "report_card": "study.card",
     "save_encoder": "weights",
     "Segmentation": "transfer",
     "SegmentationScores": "metrics",
@@ -171,6 +173,7 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "MemoryBank",
     "load_encoder",
     "save_encoder",
+    "report_card",
 ]
 
 

@@ -161,6 +161,7 @@ def _inversion(study: Study, cell: Cell, encoder: Path, work: Path, finished: Pa
     gallery.fill()
     shutil.copytree(gallery.out, finished / "gallery")
     found = list(gallery.found.values())
+    per_image.write_rebuilt(finished, found)
     return {name: fmean(scores[name] for scores in found) for name in found[0]}
 
 

@@ -84,6 +84,12 @@ def write_episodes(folder: Path, task: FewShot) -> None:
     save_file(kept, folder / NAME)
 
 
+def write_rebuilt(folder: Path, found: Sequence[Mapping[str, float]]) -> None:
+    """What each rebuilt image is like, measure by measure."""
+    kept = {name: np.array([scores[name] for scores in found]) for name in found[0]}
+    save_file(kept, folder / NAME)
+
+
 def write_outcomes(folder: Path, metric: VOCDetectionAP, num_classes: int, images: int) -> None:
     """What became of every detection, at every IoU."""
     evaluation = metric.evaluation()
@@ -104,21 +110,21 @@ def _mean(kept: Kept, weights: Ints, name: str = "scores") -> Floats:
     return mean
 
 
-def _mean_iou(kept: Kept, weights: Ints) -> Floats:
+def _pixel_score(kept: Kept, weights: Ints, name: str) -> Floats:
     side = math.isqrt(kept["scores"].shape[1])
     matrices = torch.from_numpy(weights.T @ kept["scores"]).view(-1, side, side)
-    return np.array([float(scores(matrix)["mIoU"]) for matrix in matrices])
+    return np.array([float(scores(matrix)[name]) for matrix in matrices])
 
 
-def _voc_ap(kept: Kept, weights: Ints) -> Floats:
-    """As VOC's AP, a class without objects counts as 0."""
+def _voc_ap(kept: Kept, weights: Ints, ious: slice = slice(None)) -> Floats:
+    """As VOC's AP, a class without objects counts as 0; of some of the thresholds .50:.05:.95."""
     classes = sum(name.endswith(".counts") for name in kept)
     found = [
         average_precision(
             kept[f"{label}.found"], counts, kept[f"{label}.objects"], weights, "11-point"
         )
         for label in range(classes)
-        for counts in kept[f"{label}.counts"]
+        for counts in kept[f"{label}.counts"][ious]
     ]
     return np.asarray(100 * np.nan_to_num(np.stack(found)).mean(0))
 
@@ -137,8 +143,17 @@ COLUMNS = {
     "novel_1shot": _Column("few_shot", "1shot", partial(_mean, name="1shot")),
     "novel_5shot": _Column("few_shot", "5shot", partial(_mean, name="5shot")),
     "landmark_error": _Column("landmarks", "scores", _mean),
-    "city_mIoU": _Column("city", "scores", _mean_iou),
+    **{
+        f"city_{name}": _Column("city", "scores", partial(_pixel_score, name=name))
+        for name in ("mIoU", "mAcc", "aAcc")
+    },
     "voc07_AP": _Column("voc07", "images", _voc_ap),
+    "voc07_AP50": _Column("voc07", "images", partial(_voc_ap, ious=slice(0, 1))),
+    "voc07_AP75": _Column("voc07", "images", partial(_voc_ap, ious=slice(5, 6))),
+    **{
+        name: _Column("inversion", name, partial(_mean, name=name))
+        for name in ("lpips_uncalibrated", "lpips", "psnr", "ssim")
+    },
 }
 
 
