@@ -164,7 +164,9 @@ _SMOKE = Scale(
         "linear": Linear(epochs=10, batch_size=64, size=48, crop=0.5),
         "base": Linear(epochs=10, batch_size=64, size=48, crop=0.5),
         "voc07": _SMOKE_C4,
-        "voc07_course": replace(_SMOKE_C4, eval_iters=(20, 40, 60)),
+        "voc07_course": replace(
+            _SMOKE_C4, iterations=36, milestones=(24, 32), eval_iters=(12, 24, 36)
+        ),
         "voc0712": replace(_SMOKE_C4, iterations=120, milestones=(90, 110)),
         "coco": replace(_SMOKE_C4, iterations=45, milestones=(30, 40)),
         "city": _SMOKE_CITY,
