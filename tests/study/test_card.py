@@ -29,7 +29,7 @@ from goodtransfer.study.verify import verify
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny  # noqa: F401 - adds its scale
 
-TASKS = ("linear", "voc07", "city", "few_shot", "inversion")
+TASKS = ("linear", "voc07", "coco", "city", "few_shot", "inversion")
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,9 @@ def test_one_threshold_is_resampled_as_it_is_scored(carded):
     from goodtransfer.study import per_image
 
     study = Study.open(carded.path.parent)
-    for column in ("voc07_AP", "voc07_AP50", "voc07_AP75", "city_mIoU", "city_mAcc", "city_aAcc"):
+    coco = [f"coco_AP{name}{at}" for name in ("box", "seg") for at in ("", "50", "75")]
+    city = ["city_mIoU", "city_mAcc", "city_aAcc"]
+    for column in ("voc07_AP", "voc07_AP50", "voc07_AP75", *coco, *city):
         entry = carded.entries["mine"][column]
         kept = load_file(Results(study).folder(entry.keys[0]) / per_image.NAME)
         _, array, make = per_image.COLUMNS[column]
