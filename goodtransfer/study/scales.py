@@ -172,7 +172,7 @@ _SMOKE = Scale(
         "city": _SMOKE_CITY,
         "few_shot": FewShot(size=48),
         "landmarks": Landmarks(epochs=15, batch_size=32, lr=0.3, size=48),
-        "inversion": Inversion(images=4, steps=100, size=80),
+        "inversion": Inversion(images=3, steps=80, size=80),
     },
     # Tables 4 and 5 pretrain anew, three minutes more: by --table.
     tables=("3", "supervised", "floor"),
@@ -201,7 +201,7 @@ _QUICK = replace(
         "city": replace(_SMOKE_CITY, iterations=40),
         "few_shot": FewShot(epochs=30, size=48),
         "landmarks": Landmarks(epochs=6, batch_size=32, lr=0.3, size=48),
-        "inversion": Inversion(images=3, steps=80, size=80),
+        "inversion": Inversion(images=2, steps=60, size=80),
     },
     toy={
         **_SMOKE.toy,
