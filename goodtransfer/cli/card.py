@@ -73,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         "...; NAME= is its row")  # fmt: skip
     tasks = TABLES[CARD].tasks
     add("--tasks", nargs="+", choices=list(TRANSFERS), default=(), metavar="TASK",
-        help=f"of {', '.join(TRANSFERS)} (default: of {', '.join(tasks)} those there are images for)")  # fmt: skip
+        help=f"of {', '.join(TRANSFERS)} (default: where there are "
+        f"images, {', '.join(tasks)})")  # fmt: skip
     add("--quick", action="store_true", help="on the drawn toy world")
     add("--scale", choices=list(SCALES), help="whose protocols are followed (default: paper)")
     add("--out", type=Path, default=Path("card"), metavar="FOLDER", help="(default: card)")

@@ -148,13 +148,15 @@ def _joined(images: Sequence[Entry]) -> Outcomes:
         np.concatenate([empty, *(of[name] for of in images)], 1)[:, order]
         for name in ("dtMatches", "dtIgnore")
     )
-    counts = np.where(ignored.astype(bool), 0, np.where(matched > 0, 1, -1)).astype(np.int8)
+    counts = np.where(ignored.astype(bool), 0, np.where(matched > 0, 1, -1))
     where = [np.full(len(of["dtScores"]), of["image_id"]) for of in images]
-    there = [np.full(int((~np.asarray(of["gtIgnore"], bool)).sum()), of["image_id"]) for of in images]
+    there = [
+        np.full(int((~np.asarray(of["gtIgnore"], bool)).sum()), of["image_id"]) for of in images
+    ]
     none = np.zeros(0, np.int64)
     return Outcomes(
         np.concatenate([none, *where])[order].astype(np.int64),
-        counts,
+        np.ascontiguousarray(counts, np.int8),  # safetensors keeps the bytes as they lie
         np.concatenate([none, *there]).astype(np.int64),
     )
 

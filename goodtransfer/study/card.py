@@ -7,9 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from goodtransfer.analysis.inversion import seeded
+from goodtransfer.encoders import Encoder
 from goodtransfer.study.engine import Engine
 from goodtransfer.study.entries import Entry, printed
 from goodtransfer.study.plan import Given, Study
@@ -120,7 +122,16 @@ def _copied(label: str, encoder: str | Path | nn.Module, folder: Path) -> Given:
                 f"Expected a network that its name brings back, but {label} is {found.name}, a module "
                 "of your own: measure it with the tasks themselves, such as Detection(module)."
             ) from error
-        digest = hashlib.sha256(copy.read_bytes()).hexdigest()[:16]
+        digest = _digest(found)
         os.replace(copy, folder / f"{digest}.safetensors")
     source = type(encoder).__name__ if isinstance(encoder, nn.Module) else str(encoder)
     return Given(source, found.name, digest)
+
+
+def _digest(encoder: Encoder) -> str:
+    """Of what it computes: the order within a safetensors file is not always the same."""
+    found = hashlib.sha256(repr((encoder.name, encoder.normalization)).encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

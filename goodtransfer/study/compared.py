@@ -29,7 +29,9 @@ def compared(study: Study) -> list[Compared]:
     first, *others = study.rows_of(table)
     found = []
     for row in others:
-        pairs = {c: difference(study, table, row, first, c) for c in table.columns if c not in NOT_RANKED}
+        pairs = {
+            c: difference(study, table, row, first, c) for c in table.columns if c not in NOT_RANKED
+        }
         known = {column: of for column, of in pairs.items() if of is not None}
         found.append(Compared(row.label, first.label, known))
     return [pair for pair in found if pair.found]

@@ -36,7 +36,7 @@ class Given(NamedTuple):
     Attributes:
         source: where it was read from.
         encoder: name of its network.
-        digest: of the copy in the study's folder.
+        digest: of its weights, and the name of their copy in the study's folder.
     """
 
     source: str

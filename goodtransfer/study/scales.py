@@ -188,7 +188,9 @@ _SMOKE = Scale(
     },
 )
 # Smaller still, for report cards: nothing is pretrained, and a larger network is only measured.
-_QUICK_C4 = replace(_SMOKE_C4, iterations=30, milestones=(20, 27), warmup=5, proposals_test=(300, 50))
+_QUICK_C4 = replace(
+    _SMOKE_C4, iterations=30, milestones=(20, 27), warmup=5, proposals_test=(300, 50)
+)
 _QUICK = replace(
     _SMOKE,
     name="quick",
