@@ -189,7 +189,7 @@ _SMOKE = Scale(
 )
 # Smaller still, for report cards: nothing is pretrained, and a larger network is only measured.
 _QUICK_C4 = replace(
-    _SMOKE_C4, iterations=30, milestones=(20, 27), warmup=5, proposals_test=(300, 50)
+    _SMOKE_C4, iterations=20, milestones=(13, 18), warmup=4, precise_bn=5, proposals_test=(300, 50)
 )
 _QUICK = replace(
     _SMOKE,
@@ -200,16 +200,16 @@ _QUICK = replace(
         "base": Linear(epochs=6, batch_size=64, size=48, crop=0.5),
         "voc07": _QUICK_C4,
         "coco": _QUICK_C4,
-        "city": replace(_SMOKE_CITY, iterations=40),
+        "city": replace(_SMOKE_CITY, iterations=30),
         "few_shot": FewShot(epochs=30, size=48),
-        "landmarks": Landmarks(epochs=6, batch_size=32, lr=0.3, size=48),
+        "landmarks": Landmarks(epochs=5, batch_size=32, lr=0.3, size=48),
         "inversion": Inversion(images=2, steps=60, size=80),
     },
     toy={
         **_SMOKE.toy,
         "imagenet": {"train": 1000, "val": 1000, "size": 48, "seed": 0},
-        "voc": {"train": 240, "test": 80, "train2012": 240, "size": 128, "seed": 0},
-        "coco": {"train": 240, "val": 60, "size": 128, "seed": 0},
+        "voc": {"train": 160, "test": 60, "train2012": 160, "size": 128, "seed": 0},
+        "coco": {"train": 160, "val": 40, "size": 128, "seed": 0},
         "mini_imagenet": {"per_class": 30, "size": 48, "seed": 0},
         "celeba": {"images": 800, "identities": 40, "seed": 0},
     },
