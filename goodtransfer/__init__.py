@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         VOCDetectionAP,
     )
     from goodtransfer.momentum import KeyQueue, MemoryBank
+    from goodtransfer.study.card import report_card
     from goodtransfer.transfer import (
         COCODetection,
         Detection,
@@ -112,6 +113,7 @@ _HOME = {
     "QueueHealth": "callbacks",
     "read_detections": "analysis",
     "SafeCheckpointIO": "checkpoints",
+    "report_card": "study.card",
     "save_encoder": "weights",
     "SaveOnSigterm": "callbacks",
     "Segmentation": "transfer",
@@ -180,6 +182,7 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "MemoryBank",
     "load_encoder",
     "save_encoder",
+    "report_card",
 ]
 
 

@@ -4,7 +4,7 @@ Shapes: I = images, C = classes, T = ticks, n = detections of one class, B = wei
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -161,9 +161,15 @@ def _first(totals: Ints, number: int | Ints, kinds: Kinds, steps: Ints) -> Float
 
 
 def average_precision(
-    images: Ints, counts: Kinds, objects: Ints, weights: Ints, interpolation: Interpolation
+    images: Ints,
+    counts: Kinds,
+    objects: Ints,
+    weights: Ints,
+    interpolation: Interpolation | Literal["101-point"],
 ) -> Floats:
     """AP (B,) of 0 to 1 of ``metrics.voc.Outcomes``; NaN without objects to be found.
+
+    The interpolation is VOC's, or with 101 points COCO's.
 
     As ``metrics.voc.average_precision``, which here needs the curve at true positives alone.
     """
@@ -179,15 +185,19 @@ def average_precision(
     precision = true / np.maximum(seen, 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]
     recall = true / np.maximum(positives, 1)
-    mean = {"11-point": _eleven_points, "area": _area}[interpolation]
-    return np.where(positives > 0, mean(recall, best), np.nan)
+    if interpolation == "area":
+        found = _area(recall, best)
+    else:
+        points = np.arange(0, 1.1, 0.1) if interpolation == "11-point" else np.linspace(0, 1, 101)
+        found = _at_points(recall, best, points)
+    return np.where(positives > 0, found, np.nan)
 
 
-def _eleven_points(recall: Floats, best: Floats) -> Floats:
-    """The largest precision at a recall of at least 0, .1, .. 1, which none may reach."""
+def _at_points(recall: Floats, best: Floats, points: Floats) -> Floats:
+    """The largest precision at a recall of at least each point, which none may reach."""
     padded = np.append(best, np.zeros_like(best[:1]), axis=0)
-    points = np.stack([(recall < point).sum(0) for point in np.arange(0, 1.1, 0.1)])
-    return np.asarray(np.take_along_axis(padded, points, 0).mean(0))
+    places = np.stack([(recall < point).sum(0) for point in points])
+    return np.asarray(np.take_along_axis(padded, places, 0).mean(0))
 
 
 def _area(recall: Floats, best: Floats) -> Floats:

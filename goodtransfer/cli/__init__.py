@@ -25,6 +25,8 @@ Pretrain an encoder by cross-entropy, MoCo or Exemplar, and measure how it trans
   diagnose   tell where detections fail: localization, similar classes, background
   invert     see what an encoder's features remember of an image
   weights    see what a weight file holds, write it in another library's names
+  card       tell how any weights transfer, as one page
+  verify     hold a released encoder to its published numbers
   study      run rows of the paper's tables and lay them out beside its numbers
 
 One command of each; DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg:
@@ -40,6 +42,7 @@ One command of each; DIR holds train/CLASS/*.jpg and val/CLASS/*.jpg:
   goodtransfer diagnose DETECTIONS --gt ANNOTATIONS --out FOLDER
   goodtransfer invert --encoders resnet50 FILE.safetensors --images PHOTO.jpg --out FOLDER
   goodtransfer weights inspect FILE.pth
+  goodtransfer card FILE.pth --quick
   goodtransfer study run --scale smoke --out smoke
 
 Read on: `goodtransfer VERB --help`, `goodtransfer fit --model.help=ExemplarMoCo`, README.md.
@@ -48,7 +51,7 @@ Read on: `goodtransfer VERB --help`, `goodtransfer fit --model.help=ExemplarMoCo
 
 _OF_LIGHTNING = ("fit", "validate", "test", "predict")
 # Each a file of this folder.
-_VERBS = (*_OF_LIGHTNING, "data", "diagnose", "invert", "weights", "study")
+_VERBS = (*_OF_LIGHTNING, "data", "diagnose", "invert", "weights", "card", "verify", "study")
 # What these packages raise of these types is about arguments, files and machines.
 _SPEAKERS = {"goodtransfer", "pytorch_lightning", "lightning_fabric"}
 _SPOKEN = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)

@@ -91,32 +91,13 @@ def _names(arguments: argparse.Namespace) -> list[str]:
 
 
 def _ground_truth(arguments: argparse.Namespace) -> "GroundTruth":
-    from goodtransfer.analysis.detection_files import class_names_in, read_coco
+    from goodtransfer.analysis.detection_files import class_names_in, read_coco, read_voc
     from goodtransfer.data.voc import VOC_CLASSES
 
     if arguments.gt.suffix == ".json":
         return read_coco(arguments.gt)
     names = arguments.classes or class_names_in(arguments.detections[0]) or VOC_CLASSES
     return read_voc(arguments.gt, arguments.split, names)
-
-
-def read_voc(root: Path, split: str, class_names: Sequence[str]) -> "GroundTruth":
-    """The ground truth of a VOCdevkit, which ``root`` is or holds."""
-    import numpy as np
-
-    from goodtransfer import VOCDetectionDataModule
-    from goodtransfer.analysis.detections import GroundTruth, voc_pixels
-    from goodtransfer.metrics.voc import Objects
-
-    records = VOCDetectionDataModule(root, test=split, class_names=class_names).records("test")
-    objects = Objects(
-        np.repeat(np.arange(len(records)), records.counts),
-        records.objects["labels"],
-        voc_pixels(records.objects["boxes"]),
-        records.objects["difficult"],
-    )
-    sizes = np.stack([records.images["width"], records.images["height"]], 1)
-    return GroundTruth(tuple(class_names), tuple(r.name for r in records), objects, sizes)
 
 
 def _panels(given: Sequence[str] | None, truth: "GroundTruth") -> dict[str, list[int]]:

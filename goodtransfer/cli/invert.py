@@ -1,7 +1,6 @@
 """``goodtransfer invert``: see what an encoder's features remember of an image (Figures 2 and 6)."""
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -52,10 +51,11 @@ def _invert(arguments: argparse.Namespace) -> None:
     from goodtransfer.analysis.gallery import Gallery
     from goodtransfer.analysis.inversion import prepare, seeded
     from goodtransfer.weights import load_encoder
+    from goodtransfer.weights.labels import labelled
 
     if not 0 <= arguments.seed < 2**63:
         raise ValueError(f"Expected a --seed from 0 to 2**63 - 1, but got {arguments.seed}.")
-    specs = _labelled(arguments.encoders)
+    specs = labelled(arguments.encoders)
     files = _chosen(arguments.images, arguments.images_per_class, arguments.seed)
     images = {name: _cropped(file, arguments.size) for name, file in files.items()}
     encoders = {}
@@ -78,26 +78,6 @@ def _invert(arguments: argparse.Namespace) -> None:
 
 
 # --- What is given
-
-
-def _labelled(given: Sequence[str]) -> dict[str, str]:
-    """Column name -> what to load. A name is given as NAME=ENCODER, or made from it."""
-    specs: dict[str, str] = {}
-    for word in given:
-        named = None if Path(word).exists() else re.fullmatch(r"(\w[\w.-]*)=(.+)", word)
-        label, spec = named.groups() if named else (_label(word), word)
-        if label in specs or label == "original":
-            raise ValueError(
-                f"Expected a name of its own for every encoder, but got {label!r} twice, or for the "
-                f"original: name it, as in other={spec}."
-            )
-        specs[label] = spec
-    return specs
-
-
-def _label(spec: str) -> str:
-    path = Path(spec.partition("@")[2] or spec)
-    return re.sub(r"[^\w.-]+", "-", path.stem if path.is_file() else spec)
 
 
 def _chosen(given: Sequence[Path], per_class: int | None, seed: int) -> dict[str, Path]:

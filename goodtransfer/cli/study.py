@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -40,11 +40,16 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a verb; after Ctrl-C or SIGTERM say that nothing finished is lost."""
+    """Run a verb."""
     arguments = _parser().parse_args(argv)
+    return stoppable(lambda: arguments.verb(arguments))
+
+
+def stoppable(action: Callable[[], int]) -> int:
+    """Run what makes cells; after Ctrl-C or SIGTERM say that nothing finished is lost."""
     try:
         with _sigterm():
-            return int(arguments.verb(arguments))
+            return int(action())
     except BaseException as stop:
         # Lightning turns Ctrl-C within a fit into exit code 1, or what its tidying up stumbles
         # over, and SIGTERM into 0.

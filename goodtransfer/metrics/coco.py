@@ -13,7 +13,16 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from goodtransfer.metrics.coco_engines import Engine, Entry, Evaluation, IoUType, chosen, count
+from goodtransfer.metrics.coco_engines import (
+    Engine,
+    Entry,
+    Evaluation,
+    IoUType,
+    Outcomes,
+    chosen,
+    count,
+    outcomes,
+)
 from goodtransfer.metrics.images import ImageMetric, check_columns, copies, pairs
 
 _IMAGE, _DETECTION, _OBJECT, _CROWD = range(4)
@@ -167,6 +176,20 @@ class COCODetectionAP(ImageMetric):
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             return self._evaluate()
 
+    def outcomes(self) -> dict[IoUType, list[Outcomes]]:
+        """What became of every detection, by label, to be counted anew over other images.
+
+        By ``"bbox"`` and, with masks, ``"segm"``; images are numbered in the order of their ids. All
+        ranks must ask for it.
+        """
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
+            seen = self._seen()
+        categories = [{"id": label} for label in range(self.num_classes)]
+        return {
+            kind: outcomes(seen.images, categories, seen.objects, seen.found, kind)
+            for kind in self._kinds()
+        }
+
     def results(
         self, image_ids: Sequence[int] | None = None, category_ids: Sequence[int] | None = None
     ) -> list[Entry]:
@@ -188,11 +211,13 @@ class COCODetectionAP(ImageMetric):
 
     def _evaluate(self) -> dict[IoUType, Evaluation]:
         seen, categories = self._seen(), [{"id": label} for label in range(self.num_classes)]
-        kinds: tuple[IoUType, ...] = ("bbox", "segm") if self.masks else ("bbox",)
         return {
             kind: count(seen.images, categories, seen.objects, seen.found, kind, self.engine)
-            for kind in kinds
+            for kind in self._kinds()
         }
+
+    def _kinds(self) -> tuple[IoUType, ...]:
+        return ("bbox", "segm") if self.masks else ("bbox",)
 
     def _seen(self) -> _Seen:
         rows, tags, counts = (self.joined(name).numpy() for name in _STATES)

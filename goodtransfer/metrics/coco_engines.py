@@ -70,6 +70,24 @@ def count(
         iou_type: of which of the two.
         engine: what counts.
     """
+    run = _run(images, categories, objects, found, iou_type, engine)
+    with redirect_stdout(io.StringIO()):
+        for step in (run.evaluate, run.accumulate, run.summarize):
+            step()
+    precision = np.asarray(run.eval["precision"])[:, :, :, 0, -1]  # threshold, recall, category
+    stats = dict(zip(STATS, _percent(run.stats).tolist(), strict=True))
+    return Evaluation(stats, _percent(precision.mean((0, 1))))
+
+
+def _run(
+    images: Sequence[Entry],
+    categories: Sequence[Entry],
+    objects: Sequence[Entry],
+    found: Sequence[Entry],
+    iou_type: IoUType,
+    engine: Engine,
+) -> Any:
+    """The program, with what it counts."""
     for entry in found:  # as COCO.loadRes does, which fails where nothing was found
         entry.update(area=_area(entry, iou_type), iscrowd=0)
     for entries in (objects, found):
@@ -84,12 +102,63 @@ def count(
             side.dataset = {"images": images, "categories": categories, "annotations": entries}
             side.createIndex()
             sides.append(side)
-        run = evaluator(*sides, iou_type)
-        for step in (run.evaluate, run.accumulate, run.summarize):
-            step()
-    precision = np.asarray(run.eval["precision"])[:, :, :, 0, -1]  # threshold, recall, category
-    stats = dict(zip(STATS, _percent(run.stats).tolist(), strict=True))
-    return Evaluation(stats, _percent(precision.mean((0, 1))))
+        return evaluator(*sides, iou_type)
+
+
+class Outcomes(NamedTuple):
+    """What became of the n detections of one category at T thresholds of the IoU, best score first.
+
+    Attributes:
+        images: they are in (n,), as the images' ids.
+        counts: 1 as true, -1 as false, 0 as nothing (T, n).
+        objects: images of the objects to be found, one each.
+    """
+
+    images: NDArray[np.int64]
+    counts: NDArray[np.int8]
+    objects: NDArray[np.int64]
+
+
+def outcomes(
+    images: Sequence[Entry],
+    categories: Sequence[Entry],
+    objects: Sequence[Entry],
+    found: Sequence[Entry],
+    iou_type: IoUType,
+) -> list[Outcomes]:
+    """Of each category, by pycocotools, of all sizes and the best 100 detections of an image.
+
+    The arguments are those of :func:`count`.
+    """
+    run = _run(images, categories, objects, found, iou_type, "pycocotools")
+    run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], ["all"]
+    run.params.maxDets = run.params.maxDets[-1:]
+    with redirect_stdout(io.StringIO()):
+        run.evaluate()
+    every = np.array(run.evalImgs, dtype=object).reshape(len(categories), len(images))
+    return [_joined([of for of in row if of is not None]) for row in every]
+
+
+def _joined(images: Sequence[Entry]) -> Outcomes:
+    """In the order of COCOeval.accumulate."""
+    empty = np.zeros((10, 0))
+    scores = np.concatenate([np.zeros(0), *(of["dtScores"] for of in images)])
+    order = np.argsort(-scores, kind="mergesort")
+    matched, ignored = (
+        np.concatenate([empty, *(of[name] for of in images)], 1)[:, order]
+        for name in ("dtMatches", "dtIgnore")
+    )
+    counts = np.where(ignored.astype(bool), 0, np.where(matched > 0, 1, -1))
+    where = [np.full(len(of["dtScores"]), of["image_id"]) for of in images]
+    there = [
+        np.full(int((~np.asarray(of["gtIgnore"], bool)).sum()), of["image_id"]) for of in images
+    ]
+    none = np.zeros(0, np.int64)
+    return Outcomes(
+        np.concatenate([none, *where])[order].astype(np.int64),
+        np.ascontiguousarray(counts, np.int8),  # safetensors keeps the bytes as they lie
+        np.concatenate([none, *there]).astype(np.int64),
+    )
 
 
 def _area(entry: Entry, iou_type: IoUType) -> float:

@@ -86,7 +86,7 @@ def memory(row: Pretraining, size: Size, devices: int) -> Memory:
     """Of a pretraining as it is run, with its batch on so many devices."""
     own = row.arguments
     encoder = counting.state_bytes(own["encoder"])
-    if row.method == "none":
+    if not row.trains:
         return Memory(encoder=encoder)
     head, trained, running = _head(row, size)
     weights = counting.parameters(own["encoder"]) + trained
@@ -174,7 +174,7 @@ def work(study: Study, cell: Cell) -> Work:
         size = study.source(transfer.data).size
         return _KINDS[cell.kind](protocol, cell.row.arguments["encoder"], size, aspect)
     row = cell.row
-    if row.method == "none":
+    if not row.trains:
         return Work()
     if row.method in TASKS:
         values = {k: v for k, v in row.arguments.items() if k not in ("encoder", "bn_images")}

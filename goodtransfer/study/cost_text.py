@@ -89,7 +89,7 @@ def _table(
         size = study.pretrained_on(run.data).size
         yield _line(
             row.label,
-            short(size.images) if run.method != "none" else "-",
+            short(size.images) if run.trains else "-",
             short(first.steps),
             short(first.images),
             short(first.flops),
@@ -97,7 +97,7 @@ def _table(
             _hours(first.flops + after.flops, hours),
         )
         found = memory(run, size, devices)
-        if run.method != "none":
+        if run.trains:
             queue = run.arguments.get("queue_size")
             held.append(_line(row.label, f"{queue:,}" if queue else "-", *_bytes(found)))
     yield from held if len(held) > 1 else ()

@@ -1,6 +1,6 @@
 """Whether two rows of a study differ: over the seeds, and over the test images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from goodtransfer.study.bars import Difference, Interval, over_seeds
@@ -26,7 +26,8 @@ def difference(study: Study, table: Table, a: Row, b: Row, column: str) -> Diffe
         results.metrics(ours.key)[column] - results.metrics(theirs.key)[column]
         for ours, theirs in cells
     ]
-    return Difference(fmean(gaps), over_seeds(gaps), _over_images(results, cells, column))
+    ours, theirs = ([cell.key for cell in side] for side in zip(*cells, strict=True))
+    return Difference(fmean(gaps), over_seeds(gaps), over_images(results, column, ours, theirs))
 
 
 def _finished(
@@ -52,15 +53,23 @@ def of_column(
     return None
 
 
-def _over_images(results: Results, cells: list[tuple[Cell, Cell]], column: str) -> Interval | None:
+def over_images(
+    results: Results, column: str, ours: Sequence[str], theirs: Sequence[str] = ()
+) -> Interval | None:
+    """What cells' mean in a column could be instead, or its difference from others' mean.
+
+    None for a column that is not of images, or a cell that did not keep what each of them scored.
+    """
     from goodtransfer.study import per_image
 
-    if column not in per_image.COLUMNS:
+    folders = [results.folder(key) for key in (*ours, *theirs)]
+    if column not in per_image.COLUMNS or not all((f / per_image.NAME).is_file() for f in folders):
         return None
     import numpy as np
 
-    folders = [results.folder(cell.key) for pair in cells for cell in pair]
     found = per_image.resampled(column, folders, RESAMPLES)
-    gaps = (found[::2] - found[1::2]).mean(0)
-    low, high = np.percentile(gaps, [2.5, 97.5])
+    means = found[: len(ours)].mean(0)
+    if theirs:
+        means -= found[len(ours) :].mean(0)
+    low, high = np.nanpercentile(means, [2.5, 97.5])
     return Interval(float(low), float(high))

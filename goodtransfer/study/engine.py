@@ -184,6 +184,10 @@ class Engine:
 
     def _options(self, study: Study, cells: Sequence[Cell]) -> list[str]:
         options = ["--rerun-triggers", "mtime", "--rerun-incomplete", "--scheduler", "greedy"]
+        # What others wait for comes first, so that no core is idle at the end beside a long one.
+        needed = {key for cell in cells for key in cell.needs}
+        first = [f"results/{cell.key}/metrics.json" for cell in cells if cell.key in needed]
+        options += ["--prioritize", *first] if first else []
         options += ["--nocolor", "--retries", str(self.retries)]
         options += ["--keep-going"] * self.keep_going
         if self.resources:

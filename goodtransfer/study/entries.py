@@ -1,16 +1,17 @@
 """What a printed table holds: each number as the paper has it, as measured, and their difference."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from goodtransfer.study import footnotes
-from goodtransfer.study.bars import half_width
+from goodtransfer.study.bars import Interval, half_width
+from goodtransfer.study.differences import over_images
 from goodtransfer.study.fidelity import Fidelity, divided, fidelity
 from goodtransfer.study.footnotes import Footnote, Marks
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.results import Results
-from goodtransfer.study.tables import Row, Table
+from goodtransfer.study.tables import CARD, Row, Table, beside
 from goodtransfer.study.transfers import LOWER_IS_BETTER, NOT_RANKED, TRANSFERS
 
 # Decimals of a column, as the paper prints it; one of every other.
@@ -28,12 +29,14 @@ class Entry:
         paper: as printed; None where the paper is silent.
         ours: as measured, one for each finished seed.
         keys: of the cells that measured it, in the order of ``ours``.
+        images: 95 % interval over the test images, of a report card's single seed.
     """
 
     column: str
     paper: float | None = None
     ours: tuple[float, ...] = ()
     keys: tuple[str, ...] = ()
+    images: Interval | None = None
 
     @property
     def mean(self) -> float | None:
@@ -44,6 +47,15 @@ class Entry:
     def half(self) -> float | None:
         """Half the 95 % interval over the seeds; None for fewer than two."""
         return half_width(self.ours) if len(self.ours) > 1 else None
+
+    @property
+    def spread(self) -> str:
+        """The interval in words: over the seeds, else over the images; empty without either."""
+        if self.half is not None:
+            return f"± {self.text(self.half)}"
+        if self.images is not None:
+            return f"{self.text(self.images.low)} to {self.text(self.images.high)}"
+        return ""
 
     @property
     def delta(self) -> float | None:
@@ -66,12 +78,14 @@ class Line:
         entries: by column; one for every column that is shown.
         fidelity: what deviates here, and not in all rows.
         best: what is the best of its column, as ("ours", column) or ("paper", column).
+        beside: whether it is the paper's alone, and nothing that could be measured.
     """
 
     label: str
     entries: dict[str, Entry]
     fidelity: Fidelity
     best: frozenset[tuple[str, str]] = frozenset()
+    beside: bool = False
 
     @property
     def printed(self) -> bool:
@@ -107,6 +121,8 @@ def printed(study: Study, table: Table, results: Results) -> Printed:
     kinds = {kind for seeds in cells.values() for kind in seeds[0]}
     known = [c for kind, t in TRANSFERS.items() if kind in kinds for c in t.columns]
     found = {row.label: _entries(row, cells[row.label], known, results) for row in rows}
+    if table.name == CARD:
+        found = {label: _over_images(entries, results) for label, entries in found.items()}
     columns = [c for c in known if any(e[c].ours or e[c].paper is not None for e in found.values())]
     own, shared = divided([fidelity(cells[row.label][0]) for row in rows])
     best = _best(found, columns)
@@ -114,6 +130,11 @@ def printed(study: Study, table: Table, results: Results) -> Printed:
         Line(label, {c: entries[c] for c in columns}, deviations, frozenset(best[label]))
         for (label, entries), deviations in zip(found.items(), own, strict=True)
     ]
+    if table.name == CARD:
+        lines += [
+            Line(label, {c: Entry(c, numbers.get(c)) for c in columns}, {}, beside=True)
+            for label, numbers in beside(columns).items()
+        ]
     notes, marks = footnotes.notes(table.name, list(found), columns)
     return Printed(table, columns, lines, shared, notes, marks)
 
@@ -139,6 +160,16 @@ def _entries(
         values, keys = (tuple(part) for part in zip(*pairs, strict=True)) if pairs else ((), ())
         entries[column] = Entry(column, row.paper.get(column), values, keys)
     return entries
+
+
+def _over_images(entries: dict[str, Entry], results: Results) -> dict[str, Entry]:
+    """With intervals, which one seed has no others than."""
+    return {
+        column: replace(entry, images=over_images(results, column, entry.keys))
+        if len(entry.keys) == 1
+        else entry
+        for column, entry in entries.items()
+    }
 
 
 def _best(

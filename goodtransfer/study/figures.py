@@ -18,7 +18,7 @@ from goodtransfer.analysis.gallery import read
 from goodtransfer.analysis.inversion_figures import Panel, grid, scatter
 from goodtransfer.study.images import picture
 from goodtransfer.study.plan import Cell, Study
-from goodtransfer.study.protocol import EXEMPLAR_V2, MOCO_V2, SUPERVISED
+from goodtransfer.study.protocol import EXEMPLAR_V2, GIVEN, MOCO_V2, SUPERVISED
 from goodtransfer.study.results import Results, finished
 
 # Finished ones, by kind.
@@ -47,9 +47,9 @@ def figures(study: Study, results: Results) -> list[Figure]:
 
 
 def _figures17(study: Study, results: Results, made: Cells) -> Iterator[Figure]:
-    """Where detections fail: cross-entropy, MoCo and Exemplar side by side, mean of the classes."""
+    """Where detections fail: cross-entropy, MoCo and Exemplar side by side, or what a user holds."""
     compared = [study.scale.apply(row) for row in (SUPERVISED, MOCO_V2, EXEMPLAR_V2)]
-    cells = [cell for cell in made.get("voc07", []) if cell.row in compared]
+    cells = [c for c in made.get("voc07", []) if c.row in compared or c.row.method == GIVEN]
     if not cells:
         return
     found = {c.row.name: load_file(results.folder(c.key) / "errors.safetensors") for c in cells}

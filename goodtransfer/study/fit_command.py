@@ -22,7 +22,7 @@ def fit_command(
         seed: of initialisation, order and views.
         keep: an epoch, counted from 1, whose encoder is kept, besides the last one's checkpoint.
     """
-    if run.method == "none":
+    if not run.trains:
         return None
     data: dict[str, Any] = {
         "root": str(study.root(run.data)),

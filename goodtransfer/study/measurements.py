@@ -102,7 +102,7 @@ def _voc07(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) 
     return metrics
 
 
-def _coco(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measured:
+def _coco(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) -> Measured:
     protocol = study.scale.protocol("coco")
     data = COCODetectionDataModule(
         study.root("coco"),  # type: ignore[arg-type]
@@ -115,7 +115,9 @@ def _coco(study: Study, cell: Cell, encoder: Path, work: Path, _: Path) -> Measu
     trainer = fitting.cell_trainer(
         cell.title, work, -1, accumulate_grad_batches=protocol.accumulate
     )
-    return _fitted(trainer, task, data, work)
+    metrics = _fitted(trainer, task, data, work)
+    per_image.write_coco_outcomes(finished, task.ap, len(data.records("test")))
+    return metrics
 
 
 def _city(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) -> Measured:
@@ -161,6 +163,7 @@ def _inversion(study: Study, cell: Cell, encoder: Path, work: Path, finished: Pa
     gallery.fill()
     shutil.copytree(gallery.out, finished / "gallery")
     found = list(gallery.found.values())
+    per_image.write_rebuilt(finished, found)
     return {name: fmean(scores[name] for scores in found) for name in found[0]}
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from goodtransfer.analysis.error_measures import average_precision
-from goodtransfer.metrics import VOCDetectionAP
+from goodtransfer.metrics import COCODetectionAP, VOCDetectionAP
 from goodtransfer.metrics.landmarks import inter_ocular_error
 from goodtransfer.metrics.segmentation import confusion, scores
 from goodtransfer.metrics.voc import Floats, Ints
@@ -84,6 +84,12 @@ def write_episodes(folder: Path, task: FewShot) -> None:
     save_file(kept, folder / NAME)
 
 
+def write_rebuilt(folder: Path, found: Sequence[Mapping[str, float]]) -> None:
+    """What each rebuilt image is like, measure by measure."""
+    kept = {name: np.array([scores[name] for scores in found]) for name in found[0]}
+    save_file(kept, folder / NAME)
+
+
 def write_outcomes(folder: Path, metric: VOCDetectionAP, num_classes: int, images: int) -> None:
     """What became of every detection, at every IoU."""
     evaluation = metric.evaluation()
@@ -96,6 +102,17 @@ def write_outcomes(folder: Path, metric: VOCDetectionAP, num_classes: int, image
     save_file(kept, folder / NAME)
 
 
+def write_coco_outcomes(folder: Path, metric: COCODetectionAP, images: int) -> None:
+    """The same of COCO's boxes and masks."""
+    kept = {"images": np.array([images])}
+    for kind, classes in metric.outcomes().items():
+        for label, one in enumerate(classes):
+            kept[f"{kind}.{label}.counts"] = one.counts
+            kept[f"{kind}.{label}.found"] = one.images.astype(np.int32)
+            kept[f"{kind}.{label}.objects"] = one.objects.astype(np.int32)
+    save_file(kept, folder / NAME)
+
+
 # --- Resampling: of what a cell kept, and weights (I, B) of the images, a column (B,)
 
 
@@ -104,23 +121,38 @@ def _mean(kept: Kept, weights: Ints, name: str = "scores") -> Floats:
     return mean
 
 
-def _mean_iou(kept: Kept, weights: Ints) -> Floats:
+def _pixel_score(kept: Kept, weights: Ints, name: str) -> Floats:
     side = math.isqrt(kept["scores"].shape[1])
     matrices = torch.from_numpy(weights.T @ kept["scores"]).view(-1, side, side)
-    return np.array([float(scores(matrix)["mIoU"]) for matrix in matrices])
+    return np.array([float(scores(matrix)[name]) for matrix in matrices])
 
 
-def _voc_ap(kept: Kept, weights: Ints) -> Floats:
-    """As VOC's AP, a class without objects counts as 0."""
-    classes = sum(name.endswith(".counts") for name in kept)
+ALL = slice(None)  # of the thresholds .50:.05:.95
+AT_50, AT_75 = slice(0, 1), slice(5, 6)
+
+
+def _average_precisions(kept: Kept, weights: Ints, of: str, ious: slice, points: Any) -> Floats:
+    """Of every class and threshold, from 0 to 1; NaN for a class without objects."""
+    names = [name for name in kept if name.startswith(of) and name.endswith("counts")]
     found = [
-        average_precision(
-            kept[f"{label}.found"], counts, kept[f"{label}.objects"], weights, "11-point"
-        )
-        for label in range(classes)
-        for counts in kept[f"{label}.counts"]
+        average_precision(kept[f"{one}found"], counts, kept[f"{one}objects"], weights, points)
+        for one in (name.removesuffix("counts") for name in names)
+        for counts in kept[f"{one}counts"][ious]
     ]
-    return np.asarray(100 * np.nan_to_num(np.stack(found)).mean(0))
+    return np.stack(found)
+
+
+def _voc_ap(kept: Kept, weights: Ints, ious: slice = ALL) -> Floats:
+    """A class without objects counts as 0."""
+    found = _average_precisions(kept, weights, "", ious, "11-point")
+    return np.asarray(100 * np.nan_to_num(found).mean(0))
+
+
+def _coco_ap(kept: Kept, weights: Ints, of: str, ious: slice = ALL) -> Floats:
+    """A class without objects does not count."""
+    found = _average_precisions(kept, weights, of, ious, "101-point")
+    known = np.isfinite(found)
+    return np.asarray(100 * np.where(known, found, 0).sum(0) / np.maximum(known.sum(0), 1))
 
 
 class _Column(NamedTuple):
@@ -137,8 +169,22 @@ COLUMNS = {
     "novel_1shot": _Column("few_shot", "1shot", partial(_mean, name="1shot")),
     "novel_5shot": _Column("few_shot", "5shot", partial(_mean, name="5shot")),
     "landmark_error": _Column("landmarks", "scores", _mean),
-    "city_mIoU": _Column("city", "scores", _mean_iou),
+    **{
+        f"city_{name}": _Column("city", "scores", partial(_pixel_score, name=name))
+        for name in ("mIoU", "mAcc", "aAcc")
+    },
     "voc07_AP": _Column("voc07", "images", _voc_ap),
+    "voc07_AP50": _Column("voc07", "images", partial(_voc_ap, ious=AT_50)),
+    "voc07_AP75": _Column("voc07", "images", partial(_voc_ap, ious=AT_75)),
+    **{
+        f"coco_AP{name}{at}": _Column("coco", "images", partial(_coco_ap, of=of, ious=ious))
+        for name, of in (("box", "bbox"), ("seg", "segm"))
+        for at, ious in (("", ALL), ("50", AT_50), ("75", AT_75))
+    },
+    **{
+        name: _Column("inversion", name, partial(_mean, name=name))
+        for name in ("lpips_uncalibrated", "lpips", "psnr", "ssim")
+    },
 }
 
 

@@ -12,7 +12,8 @@ from goodtransfer.study.transfers import HEADINGS
 
 # Of the CSV: a line for each number that the paper or the study has.
 FIELDS = (
-    "table", "row", "column", "paper", "ours", "half_width", "delta", "seeds", "scale", "keys", "footnotes",
+    *("table", "row", "column", "paper", "ours", "half_width", "low", "high", "delta", "seeds", "scale"),
+    *("keys", "footnotes"),
 )  # fmt: skip
 
 
@@ -26,7 +27,10 @@ def write_plain(study: Study, tables: Sequence[Printed], claims: Sequence[Findin
 
 
 def _csv(study: Study, tables: Sequence[Printed]) -> str:
-    """``half_width`` is half the 95 % interval over the seeds, ``keys`` are the cells' folders."""
+    """``half_width`` is half the 95 % interval over the seeds, ``low`` to ``high`` that over the images.
+
+    ``keys`` are the cells' folders.
+    """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, FIELDS, lineterminator="\n")
     writer.writeheader()
@@ -37,6 +41,7 @@ def _csv(study: Study, tables: Sequence[Printed]) -> str:
                     continue
                 values = (
                     *(shown.table.name, line.label, column, entry.paper, entry.mean, entry.half),
+                    *(entry.images or (None, None)),
                     *(entry.delta, len(entry.ours), study.scale.name, " ".join(entry.keys)),
                     " ".join(shown.marks.get((line.label, column), ())),
                 )
@@ -55,7 +60,9 @@ def _markdown(study: Study, tables: Sequence[Printed], claims: Sequence[Finding]
         parts += ["\n".join(own) + "\n"] if own else []
         notes = [f"- [{note.mark}] {note.text}" for note in shown.notes]
         parts += ["The paper's own numbers:\n\n" + "\n".join(notes) + "\n"] if notes else []
-    return "\n".join([*parts, "## The paper's claims\n", _claims(claims)])
+    if claims:
+        parts += ["## The paper's claims\n", _claims(claims)]
+    return "\n".join(parts)
 
 
 def _table(shown: Printed) -> str:
@@ -70,12 +77,11 @@ def _table(shown: Printed) -> str:
 
 def _texts(shown: Printed, line: Line) -> Iterator[tuple[str, list[str]]]:
     entries = line.entries.values()
-    yield (
-        "ours",
-        [e.text(e.mean) + (f" ± {e.text(e.half)}" if e.half is not None else "") for e in entries],
-    )
+    if not line.beside:
+        yield "ours", [f"{e.text(e.mean)} {e.spread}".rstrip() for e in entries]
     if line.printed:
         yield "paper", [e.text(e.paper) + _marks(shown, line.label, e.column) for e in entries]
+    if line.printed and not line.beside:
         yield "Δ", [e.text(e.delta, "+") for e in entries]
 
 

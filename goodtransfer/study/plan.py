@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from goodtransfer.study.protocol import Pretraining, deviations
+from goodtransfer.study.protocol import GIVEN, Pretraining, deviations, given
 from goodtransfer.study.scales import SCALES, Scale
 from goodtransfer.study.sources import (
+    ENCODERS,
     ROOTS,
     SOURCES,
     VOC2007,
@@ -20,13 +21,27 @@ from goodtransfer.study.sources import (
     toy_classes,
     toy_source,
 )
-from goodtransfer.study.tables import TABLES, Row, Table
+from goodtransfer.study.tables import CARD, TABLES, Row, Table, published
 from goodtransfer.study.transfers import PAPER, TRANSFERS
 
 # Choices that a user makes of data of their own.
 _OWN = ("classes", "tasks", "voc_classes")
 # Raise by hand when a change of the code changes results: it is part of every key.
 PROTOCOL_VERSION = 6
+
+
+class Given(NamedTuple):
+    """An encoder that a user holds.
+
+    Attributes:
+        source: where it was read from.
+        encoder: name of its network.
+        digest: of its weights, and the name of their copy in the study's folder.
+    """
+
+    source: str
+    encoder: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,7 @@ class Study:
         classes: folders of the user's images that are pretrained on; none for all.
         tasks: kinds of transfer among ``TRANSFERS`` that are measured; none for a table's own.
         voc_classes: names in the annotations of the user's VOCdevkit, where they are not VOC's.
+        encoders: that the user holds, by label: the rows of table ``card``.
     """
 
     out: Path
@@ -83,6 +99,7 @@ class Study:
     classes: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     voc_classes: tuple[str, ...] = ()
+    encoders: Mapping[str, Given] = field(default_factory=dict)
 
     @classmethod
     def open(cls, out: Path, **given: Any) -> Self:
@@ -122,10 +139,21 @@ class Study:
         splits = tuple(settings.get("voc_splits", VOC2007))
         names = {name: tuple(settings.get(name, ())) for name in _OWN}
         tables = tuple(settings.get("tables") or scale.tables)
-        study = cls(out, scale, roots, splits, tables, seeds, **names)
+        held = {label: Given(*of) for label, of in settings.get("encoders", {}).items()}
+        study = cls(out, scale, roots, splits, tables, seeds, **names, encoders=held)
         if "tables" not in settings:  # those that there are images for, and never none
             named = [t for t in study.tables[1:] if not study._lacks(t)]
             study = replace(study, tables=(study.tables[0], *named))
+        if {CARD in study.tables, *(t == CARD for t in known.get("tables", ()))} == {True, False}:
+            raise ValueError(
+                f"Expected a folder of its own for a report card, but {out} has tables "
+                f"{', '.join(known['tables'])}: use another --out."
+            )
+        if CARD in study.tables and not held:
+            raise ValueError(
+                f"Expected encoders for table {CARD}, but got none: begin with `goodtransfer card "
+                f"ENCODER --out {out}`."
+            )
         for table in study.tables:
             if lacking := study._lacks(table):
                 option, holds = ROOTS[SOURCES[lacking].root]
@@ -144,7 +172,7 @@ class Study:
                 "cross-entropy and Exemplar tell one class from another."
             )
         for table in self.tables if self.classes else ():
-            data = {row.pretraining.data for row in TABLES[table].rows}
+            data = {row.pretraining.data for row in self.all_rows(TABLES[table])}
             if data & {"imagenet10", "imagenet100"}:
                 raise ValueError(
                     f"Expected no chosen classes for table {table}, whose rows have subsets of their "
@@ -163,7 +191,7 @@ class Study:
 
     def _lacks(self, table: str) -> str | None:
         """A data set of a table none of whose rows has images."""
-        needed = [row.pretraining.data for row in TABLES[table].rows]
+        needed = [row.pretraining.data for row in self.all_rows(TABLES[table])]
         return None if any(map(self.root, needed)) else needed[0]
 
     def save(self) -> None:
@@ -173,9 +201,7 @@ class Study:
         settings |= {name: str(root) for name, root in self.roots.items()}
         if "voc" in self.roots:
             settings["voc_splits"] = self.voc_splits
-        for name in _OWN:
-            if given := getattr(self, name):
-                settings[name] = given
+        settings |= {name: given for name in (*_OWN, "encoders") if (given := getattr(self, name))}
         text = json.dumps(settings, indent=2) + "\n"
         if not self.file.is_file() or self.file.read_text() != text:
             temporary = self.file.with_suffix(".json.tmp")
@@ -195,12 +221,16 @@ class Study:
     def root(self, data: str) -> Path | None:
         """Where the images of a data set are, or will be drawn; None where there are none."""
         root = SOURCES[data].root
+        if root == ENCODERS:
+            return self.out / root
         return self.out / "toy" / root if self.drawn(data) else self.roots.get(root)
 
     def source(self, data: str) -> Found:
         """What tells a data set from others, what to call it, and how much it holds."""
         if self.drawn(data):
             return toy_source(data, self.scale.toy[SOURCES[data].root])
+        if data == GIVEN:
+            return find(data, self.out / ENCODERS, ())
         found = find(data, self.roots[SOURCES[data].root], self.voc_splits)
         if SOURCES[data].root == "voc" and self.voc_classes:
             return found._replace(identity=[found.identity, self.voc_classes])
@@ -223,12 +253,22 @@ class Study:
 
     def rows_of(self, table: Table) -> list[Row]:
         """Those whose images were named, or are drawn."""
-        return [row for row in table.rows if self.root(row.pretraining.data) is not None]
+        return [r for r in self.all_rows(table) if self.root(r.pretraining.data) is not None]
+
+    def all_rows(self, table: Table) -> Sequence[Row]:
+        """Those of the paper, or of the report card the encoders that the user holds."""
+        if table.name != CARD:
+            return table.rows
+        return [
+            Row(label, given(label, of.encoder, of.digest), published(of.source))
+            for label, of in self.encoders.items()
+        ]
 
     def left_out(self) -> set[str]:
         """Options that would add rows or columns to these tables."""
-        wanted = {row.pretraining.data for name in self.tables for row in TABLES[name].rows} | {
-            TRANSFERS[kind].data for name in self.tables for kind in self.kinds(TABLES[name])
+        tables = [TABLES[name] for name in self.tables]
+        wanted = {row.pretraining.data for t in tables for row in self.all_rows(t)} | {
+            TRANSFERS[kind].data for t in tables for kind in self.kinds(t)
         }
         return {ROOTS[SOURCES[data].root][0] for data in wanted if self.root(data) is None}
 
@@ -255,7 +295,7 @@ class Study:
         """By kind: a row's pretraining, and the transfers that the table's columns want."""
         run = self.scale.apply(row.pretraining)
         paper, ours = row.pretraining.values(), run.values()
-        if run.method != "none":  # run.py makes a cell on one device; BN there is in groups
+        if run.trains:  # run.py makes a cell on one device; BN there is in groups
             paper, ours = paper | {"devices": 8}, ours | {"devices": 1}
         cells = {"pretrain": self._cell("pretrain", run, seed, run.data, paper, ours)}
         epoch = None if row.kept is None else run.kept_epoch(row.kept)

@@ -16,7 +16,7 @@ from goodtransfer.data.show import picture
 from goodtransfer.encoders import build
 from goodtransfer.study import fitting
 from goodtransfer.study.plan import Cell, Study
-from goodtransfer.study.protocol import TASKS
+from goodtransfer.study.protocol import GIVEN, TASKS
 from goodtransfer.study.results import Results
 from goodtransfer.study.sources import IMAGES
 from goodtransfer.study.transfers import C4, City
@@ -27,6 +27,10 @@ from goodtransfer.weights import save_encoder
 def pretrain(study: Study, cell: Cell, results: Results, finished: Path) -> dict[str, float]:
     """Leave ``encoder.safetensors``, and what was seen and logged on the way."""
     row, work = cell.row, results.work(cell)
+    if row.method == GIVEN:
+        held = study.root(GIVEN) / f"{row.arguments['weights']}.safetensors"  # type: ignore[operator]
+        shutil.copy(held, finished / "encoder.safetensors")
+        return {}
     if row.method == "none":
         save_encoder(finished / "encoder.safetensors", build(row.arguments["encoder"]))
         return {}

@@ -15,6 +15,7 @@ K1M = 2**20  # "1M" of Table 10, taken as the power of two (protocol 0.4)
 
 
 TASKS = ("COCODetection", "Segmentation")  # that pretrain, too
+GIVEN = "given"  # an encoder that a user holds: the method, and the data, which nobody knows
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Pretraining:
 
     Attributes:
         name: as the paper's tables call it.
-        method: class of ``goodtransfer.methods``; a transfer task, whose encoder it is then; or
-            ``"none"`` for an encoder as it is built.
+        method: class of ``goodtransfer.methods``; a transfer task, whose encoder it is then;
+            ``"none"`` for an encoder as it is built; or ``"given"`` for one that a user holds.
         arguments: of that class, all that the tables vary; the encoder by name. Of a task: the
             values of its protocol.
         epochs, batch_size: over all ranks.
@@ -59,6 +60,11 @@ class Pretraining:
     data: str = "imagenet"
     keep: tuple[int, ...] = ()
 
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained, or the encoder is there before."""
+        return self.method not in ("none", GIVEN)
+
     def kept_epoch(self, percent: int) -> int:
         """The epoch, counted from 1, that brings the pretraining to this part of it."""
         return -(-percent * self.epochs // 100)
@@ -68,7 +74,8 @@ class Pretraining:
         """What tells it from the others of a study, in a few words."""
         queue, tau = (self.arguments.get(k) for k in ("queue_size", "temperature"))
         detail = f" K={queue} τ={tau}" if queue else ""
-        return self.name + detail + (f" on {self.data}" if self.data != "imagenet" else "")
+        where = "" if self.data in ("imagenet", GIVEN) else f" on {self.data}"
+        return self.name + detail + where
 
     def but(self, **changes: Any) -> "Pretraining":
         """The same with some fields or arguments replaced."""
@@ -210,6 +217,12 @@ SUPERVISED_ON = {
     "coco_images": by_task("COCODetection", "coco", COCO_6X),
     "synthia": by_task("Segmentation", "synthia", SYNTHIA),
 }
+
+
+def given(label: str, encoder: str, digest: str) -> Pretraining:
+    """An encoder that a user holds, by its network's name and what its weights are told by."""
+    values = {"encoder": encoder, "weights": digest}
+    return UNTRAINED.but(name=label, method=GIVEN, data=GIVEN, arguments=values)
 
 
 def deviations(paper: Mapping[str, Any], run: Mapping[str, Any]) -> str:

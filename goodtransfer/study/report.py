@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from goodtransfer.study.claims import findings
+from goodtransfer.study.compared import compared, failures
 from goodtransfer.study.entries import Printed, printed
 from goodtransfer.study.fidelity import heading, sentence, sentences
 from goodtransfer.study.plain import write_plain
 from goodtransfer.study.plan import Study
 from goodtransfer.study.results import Results
 from goodtransfer.study.runs import runs
-from goodtransfer.study.tables import TABLES
+from goodtransfer.study.tables import CARD, TABLES
 from goodtransfer.study.transfers import HEADINGS, LOWER_IS_BETTER
 
 
@@ -44,7 +45,9 @@ def write_report(study: Study) -> Path:
 
     results = Results(study)
     tables = [printed(study, TABLES[name], results) for name in dict.fromkeys(study.tables)]
-    claims = sorted(findings(study), key=lambda found: found.ours is None)  # what is measured first
+    card = CARD in study.tables
+    # What is measured first; of encoders that a user holds the paper claims nothing.
+    claims = [] if card else sorted(findings(study), key=lambda found: found.ours is None)
     parts, script = _interactive(study, results, tables)
     page = Environment(
         loader=PackageLoader("goodtransfer.study", "."),
@@ -56,6 +59,8 @@ def write_report(study: Study) -> Path:
         study=study,
         parts=parts,
         claims=claims,
+        compared=compared(study) if card else [],
+        failures=failures(study, results) if card else None,
         names=HEADINGS,
         figures=figures(study, results),
         sections=sections(study, results),

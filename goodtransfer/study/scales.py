@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from goodtransfer.study.protocol import K1M, K64, TASKS, Pretraining
+from goodtransfer.study.protocol import GIVEN, K1M, K64, TASKS, Pretraining
 from goodtransfer.study.transfers import (
     C4,
     PAPER,
@@ -52,6 +52,8 @@ class Scale:
 
     def apply(self, row: Pretraining) -> Pretraining:
         """The row as it is run at this scale."""
+        if row.method == GIVEN:
+            return row
         size = self.every.get("size", row.size)
         own = self.every.get("encoder", row.arguments["encoder"])
         if row.method == "none":
@@ -128,6 +130,91 @@ _FEW_STEPS: Mapping[str, Changes] = {
     "InstDisc": {"loss": "softmax"},
 }
 
+# The toy world on two cores within minutes.
+_SMOKE = Scale(
+    "smoke",
+    every={
+        "encoder": "resnet10w32",
+        "size": 48,
+        "batch_size": 64,
+        "epochs": 13,
+        "crop": 0.5,
+    },
+    on_method={
+        **_FEW_STEPS,
+        "SupervisedCE": {"epochs": 10},
+        "SimCLR": {"warmup_epochs": 1},
+    },
+    # As many steps as on the 2,000 images of ImageNet, but on faces.
+    on_data={
+        "mini_imagenet": {"epochs": 20},
+        "celeba": {"epochs": 13},
+        "imagenet10": {"epochs": 130},
+        "imagenet100": {"epochs": 130},
+        "places": {"epochs": 13},
+        "coco_images": {"epochs": 85},
+        "synthia": {"epochs": 80},
+    },
+    by_task={
+        "COCODetection": replace(_SMOKE_C4, iterations=120, milestones=(107, 116)),
+        "Segmentation": replace(_SMOKE_CITY, iterations=120),
+    },
+    queue_sizes={2**14: 128, K64: 128, K1M: 256},
+    transfers={
+        "linear": Linear(epochs=10, batch_size=64, size=48, crop=0.5),
+        "base": Linear(epochs=10, batch_size=64, size=48, crop=0.5),
+        "voc07": _SMOKE_C4,
+        "voc07_course": replace(
+            _SMOKE_C4, iterations=36, milestones=(24, 32), eval_iters=(12, 24, 36)
+        ),
+        "voc0712": replace(_SMOKE_C4, iterations=120, milestones=(90, 110)),
+        "coco": replace(_SMOKE_C4, iterations=45, milestones=(30, 40)),
+        "city": _SMOKE_CITY,
+        "few_shot": FewShot(size=48),
+        "landmarks": Landmarks(epochs=15, batch_size=32, lr=0.3, size=48),
+        "inversion": Inversion(images=3, steps=80, size=80),
+    },
+    # Tables 4 and 5 pretrain anew, three minutes more: by --table.
+    tables=("3", "supervised", "floor"),
+    toy={
+        "imagenet": {"train": 2000, "val": 2000, "size": 48, "seed": 0},
+        "voc": {"train": 400, "test": 150, "train2012": 400, "size": 128, "seed": 0},
+        "places": {"train": 2000, "val": 20, "size": 48, "seed": 0},
+        "synthia": {"frames": 20, "rand": 1, "size": 64, "seed": 0},
+        "coco": {"train": 300, "val": 100, "size": 128, "seed": 0},
+        "cityscapes": {"train": 120, "val": 30, "size": 128, "seed": 0},
+        "mini_imagenet": {"per_class": 60, "size": 48, "seed": 0},
+        "celeba": {"images": 1000, "identities": 50, "seed": 0},
+    },
+)
+# Smaller still, for report cards: nothing is pretrained, and a larger network is only measured.
+_QUICK_C4 = replace(
+    _SMOKE_C4, iterations=20, milestones=(13, 18), warmup=4, precise_bn=5, proposals_test=(300, 50)
+)
+_QUICK = replace(
+    _SMOKE,
+    name="quick",
+    transfers={
+        **_SMOKE.transfers,
+        "linear": Linear(epochs=6, batch_size=64, size=48, crop=0.5),
+        "base": Linear(epochs=6, batch_size=64, size=48, crop=0.5),
+        "voc07": _QUICK_C4,
+        "coco": _QUICK_C4,
+        "city": replace(_SMOKE_CITY, iterations=30),
+        "few_shot": FewShot(epochs=30, size=48),
+        "landmarks": Landmarks(epochs=5, batch_size=32, lr=0.3, size=48),
+        "inversion": Inversion(images=2, steps=60, size=80),
+    },
+    toy={
+        **_SMOKE.toy,
+        "imagenet": {"train": 1000, "val": 1000, "size": 48, "seed": 0},
+        "voc": {"train": 160, "test": 60, "train2012": 160, "size": 128, "seed": 0},
+        "coco": {"train": 160, "val": 40, "size": 128, "seed": 0},
+        "mini_imagenet": {"per_class": 30, "size": 48, "seed": 0},
+        "celeba": {"images": 800, "identities": 40, "seed": 0},
+    },
+)
+
 SCALES = {
     scale.name: scale
     for scale in (
@@ -162,60 +249,7 @@ SCALES = {
                 "inversion": Inversion(images=4, steps=300, size=112),
             },
         ),
-        # The toy world on two cores within minutes.
-        Scale(
-            "smoke",
-            every={
-                "encoder": "resnet10w32",
-                "size": 48,
-                "batch_size": 64,
-                "epochs": 13,
-                "crop": 0.5,
-            },
-            on_method={
-                **_FEW_STEPS,
-                "SupervisedCE": {"epochs": 10},
-                "SimCLR": {"warmup_epochs": 1},
-            },
-            # As many steps as on the 2,000 images of ImageNet, but on faces.
-            on_data={
-                "mini_imagenet": {"epochs": 20},
-                "celeba": {"epochs": 13},
-                "imagenet10": {"epochs": 130},
-                "imagenet100": {"epochs": 130},
-                "places": {"epochs": 13},
-                "coco_images": {"epochs": 85},
-                "synthia": {"epochs": 80},
-            },
-            by_task={
-                "COCODetection": replace(_SMOKE_C4, iterations=120, milestones=(107, 116)),
-                "Segmentation": replace(_SMOKE_CITY, iterations=120),
-            },
-            queue_sizes={2**14: 128, K64: 128, K1M: 256},
-            transfers={
-                "linear": Linear(epochs=10, batch_size=64, size=48, crop=0.5),
-                "base": Linear(epochs=10, batch_size=64, size=48, crop=0.5),
-                "voc07": _SMOKE_C4,
-                "voc07_course": replace(_SMOKE_C4, eval_iters=(20, 40, 60)),
-                "voc0712": replace(_SMOKE_C4, iterations=120, milestones=(90, 110)),
-                "coco": replace(_SMOKE_C4, iterations=45, milestones=(30, 40)),
-                "city": _SMOKE_CITY,
-                "few_shot": FewShot(size=48),
-                "landmarks": Landmarks(epochs=15, batch_size=32, lr=0.3, size=48),
-                "inversion": Inversion(images=4, steps=100, size=80),
-            },
-            # Tables 4 and 5 pretrain anew, three minutes more: by --table.
-            tables=("3", "supervised", "floor"),
-            toy={
-                "imagenet": {"train": 2000, "val": 2000, "size": 48, "seed": 0},
-                "voc": {"train": 400, "test": 150, "train2012": 400, "size": 128, "seed": 0},
-                "places": {"train": 2000, "val": 20, "size": 48, "seed": 0},
-                "synthia": {"frames": 20, "rand": 1, "size": 64, "seed": 0},
-                "coco": {"train": 300, "val": 100, "size": 128, "seed": 0},
-                "cityscapes": {"train": 120, "val": 30, "size": 128, "seed": 0},
-                "mini_imagenet": {"per_class": 60, "size": 48, "seed": 0},
-                "celeba": {"images": 1000, "identities": 50, "seed": 0},
-            },
-        ),
+        _SMOKE,
+        _QUICK,
     )
 }

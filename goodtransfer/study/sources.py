@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from goodtransfer.data import toy, toy_voc
 from goodtransfer.data.files import class_numbers
 from goodtransfer.data.fingerprint import fingerprint, voc_fingerprint
+from goodtransfer.study.protocol import GIVEN
 from goodtransfer.study.sizes import Size, part, toy_size
 
 IMAGENET = "1,281,167 images of 1,000 classes"
 VOC2007 = ("2007/trainval", "2007/test")
 VOC2012 = "2012/trainval"
 TOY = "toy world"
+ENCODERS = "encoders"  # the folder, in a study's own, of the encoders that its user holds
 
 
 class Found(NamedTuple):
@@ -161,6 +163,7 @@ SOURCES: Mapping[str, Source] = {
     ),
     "celeba": Source("celeba", "162,770 of train, or more", _celeba),
     "mafl": Source("celeba", "MAFL, 19,000 to train on, 1,000 to test on", _mafl),
+    GIVEN: Source(ENCODERS, "unknown", lambda root, _: Found(GIVEN, "unknown", Size(0))),
 }
 
 # Module of `goodtransfer.data`, by name since importing it needs torch, and its arguments, of the data

@@ -1,6 +1,6 @@
 """The paper's tables as rows of pretrainings, with its numbers. Tables are views over runs."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -44,6 +44,7 @@ COCO = (
 )
 CITY = ("city_mIoU", "city_mAcc", "city_aAcc")
 COLUMNS = (*VOC, *COCO, *CITY)
+CARD = "card"  # the table of encoders that a user holds
 
 
 @dataclass(frozen=True)
@@ -239,10 +240,45 @@ def _own() -> Table:
     return Table("own", title, columns, tuple(Row(r.name, r, {}) for r in rows), tasks)
 
 
+def _card() -> Table:
+    """Its rows are what a user holds (``plan.Study.encoders``)."""
+    tasks = ("linear", "voc07", "coco", "city", "few_shot", "landmarks", "inversion")
+    return Table(CARD, "Report card", (*HEADINGS,), (), tasks)
+
+
+def beside(columns: Collection[str]) -> dict[str, dict[str, float | None]]:
+    """The paper's rows beside a report card: label -> what it printed in these columns."""
+    parts = (("", ("3", "supervised", "figure2")), (" on mini-ImageNet", "4"), (" on faces", "5"))
+    found: dict[str, dict[str, float | None]] = {}
+    for where, names in parts:
+        for row in (row for name in names for row in TABLES[name].rows):
+            known = {c: v for c, v in row.paper.items() if c in columns and v is not None}
+            if known:
+                found.setdefault(row.label + where, {}).update(known)
+    return found
+
+
+def published(released: str) -> dict[str, float | None]:
+    """What the paper printed of the encoder that it released by a name; nothing for other words."""
+    known = {"exemplar_v1": ("3", EXEMPLAR_V1.name), "exemplar_v2": ("3", EXEMPLAR_V2.name)}
+    for family, kind in (("moco_v2", "unsupervised"), ("supervised", "supervised")):
+        steps = ("_aug_f", "_aug_fr", "_aug_frc", "_aug_frcg")
+        for step, label in zip(steps, paper()["table7"]["ladder"], strict=False):
+            known[f"{family}_imagenet{step}"] = ("1", f"{kind}, {label}")
+        for data, label in DATA_SETS.items():
+            name = {"imagenet10": "imagenet1over10", "coco_images": "coco"}.get(data, data)
+            known[f"{family}_{name}"] = ("2", f"{kind}, {label}")
+    if released not in known:
+        return {}
+    table, label = known[released]
+    (row,) = (row for row in TABLES[table].rows if row.label == label)
+    return row.paper
+
+
 TABLES = {
     table.name: table
     for table in (
         *(_table1(), _table2(), _table3(), _supervised(), _floor()),
-        *(_table4(), _table5(), _table6(), _table10(), _figure2(), _figure4(), _own()),
+        *(_table4(), _table5(), _table6(), _table10(), _figure2(), _figure4(), _own(), _card()),
     )
 }

@@ -14,6 +14,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from goodtransfer.analysis.error_measures import average_precision
 from goodtransfer.metrics import coco_engines
 from goodtransfer.metrics.coco import COCODetectionAP
 from goodtransfer.metrics.coco_files import coco_ap
@@ -191,6 +192,49 @@ BY_HAND = {
     "nothing but a crowd is there": ([thing(A, crowd=1)], [hit(A, 0.9)], dict.fromkeys(STATS, np.nan)),
     "nothing at all": ([], [], dict.fromkeys(STATS, np.nan)),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_outcomes_count_an_image_as_often_as_its_weight_as_if_it_had_been_copied(kind, tmp_path):
+    rng, checked = np.random.default_rng(1), 0
+    for _ in range(12):
+        world, both = random_world(rng)
+        # Of equal scores in an image, a copy's stand behind all of the image's, a weight's do not.
+        both = [{**one, "score": one["score"] + 1e-6 * n} for n, one in enumerate(both)]
+        weights = rng.integers(0, 3, len(world["images"]))
+        ids = sorted(image["id"] for image in world["images"])
+        outcomes = by_metric(world, both, kind, "pycocotools").outcomes()[kind]
+        for drawn in (np.ones_like(weights), weights):
+            copied, found = copies(world, of_kind(both, kind), dict(zip(ids, drawn, strict=True)))
+            if not found or not copied["annotations"]:
+                continue
+            _, precision = official(copied, found, kind, tmp_path)
+            for label, one in enumerate(outcomes):
+                for row, counts in enumerate(one.counts):
+                    ap = average_precision(
+                        one.images, counts, one.objects, drawn[:, None], "101-point"
+                    )
+                    expected = precision[row, :, label, 0, -1].mean()
+                    if expected < 0:
+                        assert np.isnan(ap[0])
+                    else:
+                        assert ap[0] == pytest.approx(expected, abs=1e-12)
+                        checked += 1
+    assert checked > 300
+
+
+def copies(world, found, weights):
+    """Each image as often as its weight says, one copy beside the other, under new numbers."""
+    images, sides = [], ([], [])
+    for image in sorted(world["images"], key=lambda image: image["id"]):
+        for _ in range(weights[image["id"]]):
+            number = len(images) + 1
+            images.append({**image, "id": number})
+            for side, entries in zip(sides, (world["annotations"], found), strict=True):
+                mine = [entry for entry in entries if entry["image_id"] == image["id"]]
+                side += [{**entry, "image_id": number} for entry in mine]
+    there = [{**entry, "id": number} for number, entry in enumerate(sides[0], 1)]
+    return {**world, "images": images, "annotations": there}, sides[1]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -25,9 +25,9 @@ from goodtransfer import (
     diagnose,
     read_detections,
 )
+from goodtransfer.analysis.detection_files import read_voc
 from goodtransfer.analysis.error_measures import measure
 from goodtransfer.cli import main as cli
-from goodtransfer.cli.diagnose import read_voc
 from goodtransfer.data import make_voc
 from goodtransfer.data.fingerprint import fingerprint
 from goodtransfer.study import per_image
