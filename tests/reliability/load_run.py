@@ -108,7 +108,7 @@ def steps(folder):
 def queue(folder, size):
     """The most that was ever resident, in bytes, of a few steps with a queue; and the keys it holds."""
     module = ExemplarMoCo(encoder(), queue_size=size, dim=128)
-    trainer = pl.Trainer(max_steps=3, default_root_dir=folder, **QUIET)
+    trainer = pl.Trainer(max_epochs=1, default_root_dir=folder, **QUIET)
     trainer.fit(module, DataLoader(PairDataset(96), batch_size=32))
     told = Path("/proc/self/status").read_text()
     peak = 1024 * int(re.search(r"^VmHWM:\s+(\d+) kB", told, re.MULTILINE)[1])
@@ -178,23 +178,21 @@ def pipe(folder, when, on_error):
     Its loader process waits there, to be killed: while this one waits for the batch, or trains on the
     first. Where faulty images are skipped, the pipe is read in place of one, which is empty.
     """
-    make_imagefolder(folder / "toy", train=60, val=20, size=24)
+    make_imagefolder(folder / "toy", train=24, val=20, size=24)
     data = ImageNetDataModule(
         folder / "toy", batch_size=4, size=12, views="center", num_workers=2, on_error=on_error
     )
-    files, loader = data.files("train"), data.train_dataloader()
-    order = [number for _, number in loader.sampler]
-    number = order[5]
-    if on_error == "skip":  # one whose successor is not yet asked for
-        places = {n: place for place, n in enumerate(order)}
-        number = next(n for n in order[4:8] if places.get(n + 1, 0) >= 24)
+    waiting = when == "waiting"
+    loader = data.features_dataloader("train") if waiting else data.train_dataloader()
+    files, number = data.files("train"), [number for _, number in loader.sampler][5]
+    if on_error == "skip":
         Path(files.path(number)).write_bytes(b"")
         number += 1
     path = Path(files.path(number))
     path.unlink()
     os.mkfifo(path)
     print(path, flush=True)
-    if when == "waiting":
+    if waiting:
         for _ in loader:
             pass
     else:

@@ -223,7 +223,7 @@ BN_IMAGES = 16  # of all ranks
 
 
 def statistics():
-    """Running mean and variance that one batch of keys leaves, and one of queries; momentum 1."""
+    """Running mean and variance that one batch of keys leaves, and one of queries; momentum 1; the keys."""
     images = PairDataset(BN_IMAGES, dtype=torch.float64).images
     part = len(images) // world_size()
     own = images[part * rank() : part * (rank() + 1)]
@@ -234,7 +234,8 @@ def statistics():
         for norm in norms.values():
             norm.momentum = 1.0
         module._encode_queries(own)
-        module._encode_keys(own, 3, shuffle=name == "shuffled")
+        keys, mine = module._encode_keys(own, 3, shuffle=name == "shuffled")
+        found[f"{name} encoded"] = keys[mine]
         for side, norm in norms.items():
             found[f"{name} {side}"] = torch.stack([norm.running_mean, norm.running_var])
     return found
@@ -319,8 +320,8 @@ def told_without_images(metric):
 def probe(root, world):
     """A readout trained and scored by a data module, whose images no two or four ranks can share."""
     torch.manual_seed(0)
-    module = LinearProbe("resnet10w8", num_classes=10, lrs=(0.3, 3.0, 30.0))
-    data = ImageNetDataModule(root, batch_size=8 // (world or 1), size=24, selection=0.1)
+    module = LinearProbe("resnet10w8", num_classes=20, lrs=(0.3, 3.0, 30.0))
+    data = ImageNetDataModule(root, batch_size=8 // (world or 1), size=24, selection=0.3)
     run = trainer(max_epochs=2)
     run.fit(module, data)
     selected = float(run.callback_metrics["selection_acc"])
@@ -357,7 +358,7 @@ def work(out, world, number, port):
 
 def main(out, world):
     if not (out / "toy").exists():
-        forked(lambda: make_imagefolder(out / "toy", train=80, val=21, size=24))()
+        forked(lambda: make_imagefolder(out / "toy", train=90, val=21, size=24))()
     port = free_port()
     waits = [forked(work, out, world, number, port) for number in range(world or 1)]
     sys.exit(max(wait() for wait in waits) > 0)

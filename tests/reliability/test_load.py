@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,18 +24,24 @@ ONE_CORE = {"OMP_NUM_THREADS": "1", "GOODTRANSFER_CORES": "1", "TQDM_DISABLE": "
 MIB = 2**20
 
 
-def start(*arguments):
+@contextmanager
+def started(*arguments):
+    """The script, which ends with the test."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "LOCAL_"))}
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(SCRIPT), *map(str, arguments)], env=clean | ONE_CORE, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def told(*arguments):
-    process = start(*arguments)
-    out, err = process.communicate(timeout=580)
-    assert process.returncode == 0, err[-3000:]
+    with started(*arguments) as process:
+        out, err = process.communicate(timeout=580)
+        assert process.returncode == 0, err[-3000:]
     return json.loads(out)
 
 
@@ -104,14 +111,14 @@ def test_fifty_cells_at_once_on_one_folder_are_made_once_each_and_none_is_lost(t
     ("when", "on_error"), [("waiting", "raise"), ("waiting", "skip"), ("training", "raise")]
 )
 def test_a_killed_loader_process_names_the_file_it_was_reading(when, on_error, tmp_path):
-    process = start("pipe", tmp_path, when, on_error)
-    pipe = process.stdout.readline().strip()
-    writing = opened_for_a_reader(pipe, process)
-    if when == "training":
-        time.sleep(2)  # for the first batch to be in training
-    os.kill(reader_of(pipe), signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
-    os.close(writing)
+    with started("pipe", tmp_path, when, on_error) as process:
+        pipe = process.stdout.readline().strip()
+        writing = opened_for_a_reader(pipe, process)
+        if when == "training":
+            time.sleep(2)  # for the first batch to be in training
+        os.kill(reader_of(pipe), signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+        os.close(writing)
     assert process.returncode == 1
     assert f"but it died while it was reading {pipe}: look at that file" in err.splitlines()[-1]
     assert err.count(f"reading {pipe}: look") == 1

@@ -203,7 +203,9 @@ def test_shuffling_gives_keys_the_statistics_of_other_images(world, launch):
             torch.testing.assert_close(found[f"{name} keys"], value, **CLOSE)
             torch.testing.assert_close(found[f"{name} queries"], literal["plain"], **CLOSE)
         assert torch.equal(found["plain keys"], found["plain queries"])  # which gives a key away
-        assert (found["shuffled keys"] - found["shuffled queries"]).abs().max() > 1e-3
+        assert (found["shuffled encoded"] - found["plain encoded"]).abs().max() > 1e-4
+        if world > 1:  # on one device these are means over its groups
+            assert (found["shuffled keys"] - found["shuffled queries"]).abs().max() > 1e-3
 
 
 # --- Metrics
@@ -227,7 +229,7 @@ def test_metrics_are_those_of_one_process(world, launch, alone):
 def test_a_readout_is_that_of_one_process(world, launch, alone):
     """Its accuracies exactly, though the images do not divide among the ranks."""
     expected = alone["probe"]
-    assert (expected["images"], expected["selected"]) == (21, 10)
+    assert (expected["images"], expected["selected"]) == (21, 30)
     for name, images in (("acc", 21), ("acc_lr30", 21)):
         right = expected["scores"][name] * images / 100
         assert right == pytest.approx(round(right), abs=1e-4)
