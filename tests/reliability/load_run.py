@@ -99,6 +99,7 @@ def steps(folder):
         "samples": memory.samples,
         "steps": trainer.global_step,
         "seconds": time.monotonic() - started,
+        "cpu": sum(os.times()[:2]),
     }
 
 
