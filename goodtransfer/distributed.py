@@ -43,6 +43,17 @@ def gather(x: Tensor) -> tuple[Tensor, list[int]]:
     return torch.cat([r[:size] for r, size in zip(rows, sizes, strict=True)]), sizes
 
 
+def share(rows: int, total: int) -> float:
+    """What a mean over this rank's rows is multiplied by, so that DDP's mean over ranks is that over all.
+
+    Exactly 1 where the ranks have equally many.
+
+    >>> share(8, 8)
+    1.0
+    """
+    return rows * world_size() / total
+
+
 def permutation(count: int, seed: int) -> Tensor:
     """A permutation that is equal on all ranks and leaves every global generator alone."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

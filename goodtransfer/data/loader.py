@@ -119,15 +119,21 @@ class ResumableLoader(DataLoader[Any]):
                 self._consumed += 1
                 yield batch
         except RuntimeError as error:
-            if files := self._died_reading():
-                raise RuntimeError(
-                    f"Expected a loader process to give a batch, but it died while it was reading "
-                    f"{' or '.join(files)} ({error}): look at that file, and at the machine's memory."
-                ) from error
+            if fault := self.fault():
+                raise RuntimeError(f"{fault} ({error})") from error
             raise
 
+    def fault(self) -> str | None:
+        """A sentence on the files that dead worker processes were reading; None where there are none."""
+        files = self._died_reading()
+        if not files:
+            return None
+        return (
+            "Expected a loader process to give a batch, but it died while it was reading "
+            f"{' or '.join(files)}: look at that file, and at the machine's memory."
+        )
+
     def _died_reading(self) -> list[str]:
-        """The files that dead worker processes were reading."""
         workers = getattr(self._iterator, "_workers", ())
         reading = getattr(self.dataset, "reading", None)
         if reading is None:

@@ -53,6 +53,15 @@ class DataModule(pl.LightningDataModule):
     def teardown(self, stage: str) -> None:
         self._skips.report()
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Name the file that a dead loader process was reading: torch notices at any line of a step."""
+        trainer: Any = self.trainer
+        for given in (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders):
+            for dealt in given if isinstance(given, list) else [given]:
+                fault = dealt.fault() if isinstance(dealt, ResumableLoader) else None
+                if fault and fault not in str(exception):
+                    exception.add_note(fault)
+
     def _images_of_a_step(self) -> int:
         """On each rank, over all micro-batches."""
         return self.batch_size * getattr(self.trainer, "accumulate_grad_batches", 1)

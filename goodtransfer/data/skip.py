@@ -91,23 +91,14 @@ class Reading:
 
     def __call__(self, number: int, load: Callable[[int], Loaded]) -> Loaded:
         """``load(number)``; when skipping, that of the next image which can be read."""
-        worker = get_worker_info()
-        if worker is None:
-            return self._load(number, load)
-        self._under_way[worker.id] = number
-        loaded = self._load(number, load)
-        self._under_way[worker.id] = -1
-        return loaded
-
-    def _load(self, number: int, load: Callable[[int], Loaded]) -> Loaded:
         if self.on_error == "raise":
-            return load(number)
+            return self._noted(number, load)
         for step in range(self.count):
             candidate = (number + step) % self.count
             if self._faulty[candidate]:
                 continue
             try:
-                return load(candidate)
+                return self._noted(candidate, load)
             except (OSError, ValueError) as fault:
                 self._faulty[candidate] = True
                 log.warning("skipped: %s", fault)
@@ -115,3 +106,14 @@ class Reading:
             f"Expected images, but not one of {self.count} can be read; the first is "
             f"{self.path(0)}: the warnings above tell why."
         )
+
+    def _noted(self, number: int, load: Callable[[int], Loaded]) -> Loaded:
+        """``load(number)``; meanwhile it is known which file this worker process reads."""
+        worker = get_worker_info()
+        if worker is None:
+            return load(number)
+        self._under_way[worker.id] = number
+        try:
+            return load(number)
+        finally:
+            self._under_way[worker.id] = -1

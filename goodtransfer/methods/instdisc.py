@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from goodtransfer.callbacks.finite import FiniteCheck
-from goodtransfer.distributed import gather, rank
+from goodtransfer.distributed import gather, rank, share
 from goodtransfer.encoders import Encoder, pooled
 from goodtransfer.losses import (
     bank_scores,
@@ -150,8 +150,9 @@ class InstDisc(pl.LightningModule):
         queries = F.normalize(full_precision(self.head(features)), dim=1)
         compare = {"nce": self._nce, "softmax": self._softmax}[self.loss]
         losses, won = compare(queries, indices, batch_idx)
-        loss = losses.mean()
-        self._held.append(_Seen(gather(indices)[0], gather(queries.detach())[0]))
+        seen = _Seen(gather(indices)[0], gather(queries.detach())[0])
+        self._held.append(seen)
+        loss = losses.mean() * share(len(losses), len(seen.indices))
         self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
         self.log("loss", loss.detach(), prog_bar=True)
         self.log("pretext_acc", 100 * won.float().mean(), prog_bar=True)

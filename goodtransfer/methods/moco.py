@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.distributed import bn_groups as count_bn_groups
-from goodtransfer.distributed import encode_shuffled, gather, split_batch_norm
+from goodtransfer.distributed import encode_shuffled, gather, share, split_batch_norm
 from goodtransfer.encoders import Encoder, pooled
 from goodtransfer.losses import full_precision, info_nce_rows
 from goodtransfer.methods import checks
@@ -140,7 +140,7 @@ class MoCo(pl.LightningModule):
         features, queries = self._encode_queries(query_view)
         keys, own = self._encode_keys(key_view, batch_idx)
         losses, won = self._against_queue(queries, keys[own], label, index)
-        loss = losses.mean()
+        loss = losses.mean() * share(len(losses), len(keys))
         self.held.append(Keys(keys, _gathered(label), _gathered(index)))  # enqueued after the step
         self.contrast = Contrast(queries.detach(), keys[own], label, index)
         self._log_step(self.contrast, loss, won)

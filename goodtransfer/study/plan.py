@@ -204,7 +204,8 @@ class Study:
         settings |= {name: given for name in (*_OWN, "encoders") if (given := getattr(self, name))}
         text = json.dumps(settings, indent=2) + "\n"
         if not self.file.is_file() or self.file.read_text() != text:
-            temporary = self.file.with_suffix(".json.tmp")
+            # Of its own: several runs may begin on one folder at once.
+            temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
             temporary.write_text(text)
             os.replace(temporary, self.file)
 

@@ -101,8 +101,11 @@ class Results:
             return False
         if whole != run["digests"]:
             return False
-        (folder / "metrics.json.tmp").write_text(text)
-        os.replace(folder / "metrics.json.tmp", folder / "metrics.json")
+        temporary = (
+            folder / f"metrics.json.{os.getpid()}.tmp"
+        )  # of its own, since others may do the same
+        temporary.write_text(text)
+        os.replace(temporary, folder / "metrics.json")
         return True
 
     def check(self, key: str) -> None:

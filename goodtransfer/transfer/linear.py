@@ -6,16 +6,17 @@ from copy import deepcopy
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from goodtransfer.callbacks.frozen import FrozenCheck
 from goodtransfer.callbacks.pictures import Pictures, as_pixels, captioned, fitted
 from goodtransfer.encoders import Encoder, pooled
+from goodtransfer.metrics.images import ImageMetric, copies
 from goodtransfer.optim import sgd
 from goodtransfer.transfer.checks import check_encoder, resolve_classes
 from goodtransfer.views import as_batch, check_range
@@ -161,9 +162,9 @@ class LinearProbe(pl.LightningModule):
         given = as_batch(batch)
         features, label = self._features(given.views[0]), given.labels_for("LinearProbe")
         logits = self._logits(features)
-        self.accuracy.update(logits, label)
+        self.accuracy.update(logits, label, given.index)
         if self.head is not None:
-            self.head_accuracy.update(self.head(features).unsqueeze(1), label)
+            self.head_accuracy.update(self.head(features).unsqueeze(1), label, given.index)
         return logits
 
     def drawings(self, batch: Any, outputs: dict[str, Tensor], first: int) -> list[Tensor]:
@@ -211,29 +212,34 @@ class LinearProbe(pl.LightningModule):
         return sgd(classifiers, self.trainer, lr=1.0, weight_decay=0.0, schedule="step")
 
 
-class _Accuracy(Metric):
+class _Accuracy(ImageMetric):
     """Top-1 of several classifiers on the same labelled images, in percent, over all ranks.
 
-    Where the images do not divide among the ranks, a sampler repeats a few of them.
+    An image that comes again counts once: a sampler repeats some where the images do not divide among
+    the ranks. Of a loader that does not number its images all count.
     """
 
-    correct: Tensor
-    total: Tensor
-    full_state_update = False
+    images: list[Tensor]  # (n,) int64, -1 where unknown
+    right: list[Tensor]  # (n, classifiers) uint8
 
     def __init__(self, classifiers: int) -> None:
         super().__init__()
-        self.add_state("correct", torch.zeros(classifiers, dtype=torch.long), "sum")
-        self.add_state("total", torch.tensor(0), "sum")
+        self.add_rows("images", torch.zeros(0, dtype=torch.long))
+        self.add_rows("right", torch.zeros(0, classifiers, dtype=torch.uint8))
 
-    def update(self, logits: Tensor, label: Tensor) -> None:
-        """Logits (N, classifiers, classes), label (N,)."""
-        self.correct += (logits.argmax(2) == label.unsqueeze(1)).sum(0)  # never, for label -1
-        self.total += (label >= 0).sum()
+    def update(self, logits: Tensor, label: Tensor, index: Tensor | None) -> None:
+        """Logits (N, classifiers, classes), label (N,), the images' numbers (N,)."""
+        index = torch.full_like(label, -1) if index is None else index
+        known = label >= 0
+        self.images.append(index[known].long())
+        self.right.append((logits.argmax(2) == label.unsqueeze(1))[known].to(torch.uint8))
 
     def compute(self) -> Tensor:
         """Percent correct of each classifier, (classifiers,)."""
-        return 100 * self.correct / self.total.clamp(min=1)
+        right, numbers = self.joined("right"), self.joined("images").cpu().numpy()
+        unknown = -1 - np.arange(len(numbers))  # no two of them alike
+        kept = torch.from_numpy(copies(np.where(numbers < 0, unknown, numbers)).kept)
+        return 100 * right[kept.to(right.device)].sum(0) / max(1, len(kept))
 
     def take(self) -> Tensor:
         """The accuracies, (classifiers,) also for one, and a fresh start."""

@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader
 
 import goodtransfer.distributed as distributed
 from goodtransfer.data import ImageNetDataModule, make_imagefolder
-from goodtransfer.distributed import encode_shuffled, rank
+from goodtransfer.distributed import rank
 from goodtransfer.methods import ExemplarMoCo
 
 sys.path.insert(0, str(Path(__file__).parent))
 from parity import build, named
-from toy_inputs import PairDataset, encoder
+from toy_inputs import encoder
 
 OPTIONS = {
     "accelerator": "cpu",
@@ -72,31 +72,6 @@ def official(shared):
     return {"steps": record.steps, "buffers": buffers}
 
 
-def joined():
-    """Two ranks of 4 images; test_ddp.py compares with one process of 8."""
-    module = ExemplarMoCo(encoder(batch_norm=False), queue_size=12, dim=6, lr=0.5).double()
-    record = Record()
-    broadcast = []
-    trainer = pl.Trainer(callbacks=[record, CountBroadcast(broadcast)], **OPTIONS)
-    dataset = PairDataset(32, dtype=torch.float64)
-    trainer.fit(module, DataLoader(dataset, batch_size=4, shuffle=False))
-    return {"steps": record.steps, "broadcast": broadcast}
-
-
-def ragged():
-    """Ranks with 3 and 5 images: gathered, shuffled, encoded and put back in order."""
-    count = 3 + 2 * rank()
-    images = torch.arange(10.0 * rank(), 10.0 * rank() + count).unsqueeze(1)
-    seen = []
-
-    def encode(x):
-        seen.append(x)
-        return 2 * x
-
-    keys, own = encode_shuffled(encode, images, seed=1)
-    return {"keys": keys, "own": keys[own], "images": images, "seen": seen[0]}
-
-
 def folder(out):
     """Our data module under DDP: Lightning leaves its sampler alone."""
     root = make_imagefolder(out / "toy", train=40, val=20, size=24)
@@ -107,23 +82,10 @@ def folder(out):
     return [step["index"] for step in record.steps]
 
 
-class CountBroadcast(pl.Callback):
-    """The buffers that DDP would send."""
-
-    def __init__(self, names):
-        self.names = names
-
-    def on_train_start(self, trainer, module):
-        wrapped = trainer.strategy.model
-        own = dict(module.named_buffers())
-        self.names += [n for n, b in own.items() if any(b is m for m in wrapped.modules_buffers)]
-        assert not wrapped.find_unused_parameters
-
-
 if __name__ == "__main__":
     shared, out = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    results = {"joined": joined(), "folder": folder(out), "ragged": ragged()}
+    results = {"folder": folder(out)}
     if shared.is_dir():
         results["official"] = official(shared)
     torch.save(results, out / f"rank{rank()}.pt")

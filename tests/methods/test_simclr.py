@@ -1,8 +1,6 @@
-"""SimCLR's step by hand, through resume and on two ranks, whose gradient must be one device's."""
+"""SimCLR's step by hand, and through resume."""
 
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from goodtransfer.methods.simclr import SimCLR, gather_with_gradient
 from goodtransfer.optim import LARS
 
 sys.path.insert(0, str(Path(__file__).parent))
-from simclr_ddp import BATCHES, FrozenHead, Record, joined, simclr
 from toy_inputs import PairDataset, assert_same_state, encoder, loader, state
 
 SMALL = {"dim": 6, "warmup_epochs": 1}
@@ -254,7 +251,7 @@ def test_bad_batches_and_trainers(trainer_options):
         fit(SimCLR(encoder(), **SMALL), trainer_options, precision="bf16-true")
 
 
-# --- two ranks ---
+# --- ranks: see tests/reliability ---
 
 
 def test_one_rank_gathers_nothing():
@@ -262,44 +259,3 @@ def test_one_rank_gathers_nothing():
     rows, start = gather_with_gradient(x)
     assert rows is x
     assert start == 0
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What each rank saw, after one launch of the script."""
-    out = tmp_path_factory.mktemp("ddp")
-    script = Path(__file__).with_name("simclr_ddp.py")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "LOCAL_"))}
-    call = [sys.executable, str(script), str(out)]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(out / f"rank{r}.pt", weights_only=True) for r in range(2)]
-
-
-@pytest.mark.parametrize("case", ["even", "ragged"])
-def test_two_ranks_have_the_gradient_of_one_with_the_joined_batch(case, ranks, trainer_options):
-    """By value: gradients after DDP's mean, losses, and the weights that LARS made of them."""
-    record = Record()
-    callbacks = [record, FrozenHead()]
-    batches = DataLoader(joined(case), batch_size=None)
-    fit(simclr(), trainer_options, batches, callbacks, precision="64-true")
-    a, b = (r[case] for r in ranks)
-    assert len(record.steps) == len(a) == len(b) == 2 * len(BATCHES[case])
-    for one, first, second in zip(record.steps, a, b, strict=True):
-        assert (first["loss"] + second["loss"]) / 2 == pytest.approx(one["loss"], rel=1e-10)
-        assert abs(first["loss"] - second["loss"]) > 1e-6  # the ranks have images of their own
-        for part in ("gradients", "weights"):
-            assert one[part].keys() == first[part].keys()
-            for name, value in one[part].items():
-                assert torch.equal(first[part][name], second[part][name]), name
-                torch.testing.assert_close(first[part][name], value, rtol=1e-8, atol=1e-12)
-        assert max(g.abs().max() for g in one["gradients"].values()) > 1e-3
-    start, end = record.steps[0]["weights"], record.steps[-1]["weights"]
-    assert not torch.equal(start["encoder.trunk.conv1.weight"], end["encoder.trunk.conv1.weight"])
-
-
-def test_batch_norm_of_one_rank_alone_warns(ranks):
-    for r in ranks:
-        (warning,) = [text for text in r["warnings"] if "batch norm" in text]
-        assert "over all 2 ranks, as SimCLR has it" in warning
-        assert "Trainer(sync_batchnorm=True)" in warning

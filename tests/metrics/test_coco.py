@@ -20,7 +20,6 @@ from goodtransfer.metrics.coco import COCODetectionAP
 from goodtransfer.metrics.coco_files import coco_ap
 
 sys.path.insert(0, str(Path(__file__).parent))
-from coco_ranks import ORDERS, dealt, everything, rank_main
 from coco_worlds import as_images, hit, outlined, random_world, thing, world_of
 
 ENGINES = ["pycocotools", "faster-coco-eval"]
@@ -340,6 +339,23 @@ def many_images():
     return [predictions[i] for i in order], [targets[i] for i in order]
 
 
+def dealt(predictions, targets, order, metric):
+    for i in order:
+        metric.update([predictions[i]], [targets[i]])
+    return metric
+
+
+def everything(metric):
+    """All that the metric says, of plain types."""
+    evaluation = metric.evaluation()
+    return {
+        "compute": metric.compute(),
+        "stats": {kind: found.stats for kind, found in evaluation.items()},
+        "per_class": {kind: torch.tensor(found.per_class) for kind, found in evaluation.items()},
+        "results": metric.results(),
+    }
+
+
 def assert_same(found, expected):
     assert found["compute"] == expected["compute"]
     for kind, stats in expected["stats"].items():
@@ -368,17 +384,6 @@ def test_an_image_seen_again_counts_once_and_the_order_of_images_changes_nothing
     metric.reset()
     metric.update([nothing, *predictions], [targets[0], *targets])
     assert [e for e in once["results"] if e["image_id"] != ids[0]] == metric.results()
-
-
-def test_two_ranks_equal_one_process_also_where_one_saw_no_image(tmp_path):
-    torch.save(many_images(), tmp_path / "images.pt")
-    torch.multiprocessing.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
-    expected = in_one_process()
-    for rank in range(2):
-        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
-        assert len(found) == len(ORDERS) + 1
-        for each in found:
-            assert_same(each, expected)
 
 
 def test_results_are_those_of_a_results_file():

@@ -21,7 +21,6 @@ from goodtransfer.metrics.voc import (
 
 sys.path.insert(0, str(Path(__file__).parent))
 from literal_voc import by_image, voc_ap, voc_eval
-from voc_ranks import ORDERS, dealt, rank_main
 
 CASES = ["voc_a", "voc_b", "voc_c_no_ties"]  # the first two have equal scores
 INTERPOLATIONS = {"11-point": "use_07_metric", "area": "area"}
@@ -313,6 +312,12 @@ def many_images():
     return as_images(detections, objects, range(26))
 
 
+def dealt(predictions, targets, order, metric):
+    for i in order:
+        metric.update([predictions[i]], [targets[i]])
+    return metric
+
+
 def test_an_image_seen_again_counts_once_and_the_order_of_images_changes_nothing():
     predictions, targets = many_images()
     once = dealt(predictions, targets, range(26), VOCDetectionAP(3)).evaluation()
@@ -329,22 +334,6 @@ def test_an_image_seen_again_counts_once_and_the_order_of_images_changes_nothing
     metric.update([nothing, *predictions], [targets[most], *targets])
     counted = sum(len(metric.evaluation().curve(c)[0]) for c in range(3))
     assert counted == sum(sizes) - max(sizes)
-
-
-def test_two_ranks_equal_one_process_also_where_one_saw_no_image(tmp_path):
-    torch.save(many_images(), tmp_path / "images.pt")
-    torch.multiprocessing.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
-    metric = dealt(*many_images(), range(26), VOCDetectionAP(3))
-    expected, evaluation = metric.compute(), metric.evaluation()
-    assert 0 < evaluation.mean() < 1
-    for rank in range(2):
-        results = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
-        assert len(results) == len(ORDERS)
-        for result in results:
-            assert result["compute"] == expected
-            assert (result["ap"].numpy() == evaluation.ap).all()
-            for c, curve in enumerate(result["curves"]):
-                np.testing.assert_array_equal(curve.numpy(), np.stack(evaluation.curve(c)))
 
 
 def test_an_empty_run_says_so():
