@@ -85,7 +85,7 @@ class Landmarks(pl.LightningModule):
     trained and untrained encoders).
 
     A batch is ``(images, target)``: RGB (N, 3, ``size``, ``size``), uint8 or float in [0, 1], and a
-    :class:`Target`. Faces of aligned images are much alike: a score tells something where it beats
+    target with ``landmarks`` (N, K, 2), x and y in pixels of the view, and ``image_id`` (N,). Faces of aligned images are much alike: a score tells something where it beats
     the mean shape's, that is the training faces' mean predicted for every test face.
 
     Args:
@@ -103,7 +103,8 @@ class Landmarks(pl.LightningModule):
     ``landmark_error`` and, once trained, ``landmark_error_mean_shape``.
 
     Raises:
-        ValueError: for images of another size, or landmarks that are not (N, K, 2) or not finite.
+        ValueError: for ``eyes`` that are not two of the points, images of another size, or landmarks
+            that are not (N, K, 2) or not finite.
         FloatingPointError: when the loss is NaN or infinite.
     """
 
