@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 import re
+import runpy
 import sys
 import textwrap
 from dataclasses import is_dataclass
@@ -15,7 +16,7 @@ import pytest
 
 import goodtransfer
 
-REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 # Classes without an example, by what one would need.
 EXEMPT = {
@@ -37,7 +38,7 @@ EXEMPT = {
 def public():
     """What the reference asks for, and what is imported from the top, by name."""
     found = {name: getattr(goodtransfer, name) for name in goodtransfer.__all__}
-    for page in REFERENCE.glob("*.md"):
+    for page in (DOCS / "reference").glob("*.md"):
         for path in re.findall(r"^::: ([\w.]+)$", page.read_text("utf-8"), re.M):
             module, _, name = path.rpartition(".")
             found[name] = getattr(importlib.import_module(module), name)
@@ -121,3 +122,11 @@ def test_the_exempt_are_public():
 def test_examples_are_run_with_the_tests(pytestconfig):
     assert "goodtransfer" in pytestconfig.getini("testpaths")
     assert pytestconfig.option.doctestmodules
+
+
+def test_the_site_shows_examples_as_code():
+    """Markdown would take ``>>>`` for quotes in quotes."""
+    markdown = runpy.run_path(DOCS / "docstrings.py")["markdown"]
+    text = "Of :class:`Batch`.\n\n>>> 1 + 1  # two\n2\n>>> 3\n3\n\nAnd so on."
+    expected = "Of `Batch`.\n\n```pycon\n>>> 1 + 1  # two\n2\n>>> 3\n3\n```\n\nAnd so on."
+    assert markdown(text) == expected
