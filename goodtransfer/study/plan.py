@@ -83,6 +83,7 @@ class Study:
     >>> from goodtransfer.study.scales import SCALES
     >>> study = Study(Path("results"), SCALES["smoke"], tables=("supervised",))
     >>> [cell.kind for cell in study.cells()]
+    ['pretrain', 'linear', 'voc07', 'coco', 'city']
     """
 
     out: Path

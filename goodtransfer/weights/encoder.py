@@ -67,7 +67,10 @@ def inspect(encoder: str | Path, *, dialect: str | None = None) -> Report:
     >>> with TemporaryDirectory() as folder:
     ...     path = save_encoder(f"{folder}/mine.pth", build("resnet10w8"), to="torchvision")
     ...     report = inspect(path)
-    >>> report.dialect, report.architecture, f"{len(report.matched)} of {report.wanted}", report.fault
+    >>> report.dialect, report.architecture
+    ('torchvision, timm or smp, without a classifier', 'resnet10w8')
+    >>> len(report.matched), report.wanted, report.missing
+    (72, 72, ())
     """
     name, path = _name_and_path(encoder)
     if path is None:
