@@ -29,6 +29,15 @@ def gather(x: Tensor) -> tuple[Tensor, list[int]]:
 
     The ranks may hold different numbers of rows (a ragged last batch): rows are padded to the
     largest number for the exchange only.
+
+    Args:
+        x: (B, ...), of any B.
+
+    Returns:
+        The rows (sum of B, ...), and B of each rank.
+
+    >>> gather(torch.tensor([5.0, 6.0]))  # one rank
+    (tensor([5., 6.]), [2])
     """
     if world_size() == 1:
         return x, [len(x)]
@@ -76,6 +85,9 @@ def encode_shuffled(
     Returns:
         The keys of all ranks in their original order, rank-major, (sum of B, C), and the slice of
         this rank's own.
+
+    >>> encode_shuffled(lambda images: 10 * images, torch.arange(3.0), seed=0)
+    (tensor([ 0., 10., 20.]), slice(0, 3, None))
     """
     everything, sizes = gather(images)
     start = sum(sizes[: rank()])
@@ -93,6 +105,10 @@ def bn_groups(batch: int, setting: int | str = "auto") -> int:
     ``"auto"`` wants groups of 32 images, the paper's batch per GPU. On one device it is never one
     group, unless 1 is asked for, since the key's statistics then give it away: where no divisor is
     small enough it is the smallest there is, with a warning for a prime number of images.
+
+    Args:
+        batch: images of this rank.
+        setting: the wanted number of groups, or ``"auto"``.
 
     >>> bn_groups(256), bn_groups(16), bn_groups(35), bn_groups(66, 4), bn_groups(35, 2)
     (8, 2, 5, 3, 5)
@@ -119,6 +135,9 @@ class split_batch_norm(TorchFunctionMode):  # noqa: N801 - a context manager, us
     covered (torchvision's, timm's), without converting modules or renaming parameters. By
     reshaping (N, C, ...) to (N / groups, groups * C, ...), as in MoCo's own single-GPU demo:
     https://colab.research.google.com/github/facebookresearch/moco/blob/colab-notebook/colab/moco_cifar10_demo.ipynb
+
+    Args:
+        groups: their number, which divides the batch; 1 changes nothing.
 
     >>> with split_batch_norm(2):
     ...     F.batch_norm(torch.tensor([[0.0], [5.0], [2.0], [9.0]]), None, None, training=True)

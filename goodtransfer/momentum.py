@@ -32,6 +32,15 @@ class KeyQueue(nn.Module):
         indices: (K,) int64, data set index of the key's image, -1 where unknown.
         pointer: int64 scalar, the slot that the next key takes.
         filled: int64 scalar, how many slots hold real keys.
+
+    Raises:
+        ValueError: for a size or a dimension below 1, or the state of a queue of another size.
+
+    >>> queue = KeyQueue(size=3, dim=1)
+    >>> queue.enqueue(torch.tensor([[1.0], [2.0]]), labels=torch.tensor([7, 8]))
+    >>> queue.enqueue(torch.tensor([[3.0], [4.0]]))  # the last one takes the place of the oldest
+    >>> queue.keys.flatten(), queue.labels, queue.pointer
+    (tensor([4., 2., 3.]), tensor([-1,  8, -1]), tensor(1))
     """
 
     keys: Tensor
@@ -59,7 +68,13 @@ class KeyQueue(nn.Module):
     def enqueue(
         self, keys: Tensor, labels: Tensor | None = None, indices: Tensor | None = None
     ) -> None:
-        """Overwrite the oldest slots with ``keys`` (B, C), oldest first; labels, indices (B,)."""
+        """Overwrite the oldest slots.
+
+        Args:
+            keys: (B, C), oldest first; of more than K the last K.
+            labels: (B,) integers; None is -1 for each.
+            indices: (B,) integers; None is -1 for each.
+        """
         count = len(keys)
         newest = slice(max(0, count - len(self)), None)
         offsets = torch.arange(count, device=self.keys.device)[newest]
@@ -123,6 +138,14 @@ class MemoryBank(nn.Module):
 
     Attributes:
         rows: (M, C) fp32.
+
+    Raises:
+        ValueError: for a size or a dimension below 1, or the state of a bank of another size.
+
+    >>> bank = MemoryBank(size=4, dim=2)
+    >>> bank.update(torch.tensor([2]), torch.tensor([[3.0, 4.0]]), momentum=0.0)
+    >>> bank.rows[2]
+    tensor([0.6000, 0.8000])
     """
 
     rows: Tensor
@@ -139,9 +162,14 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def update(self, indices: Tensor, features: Tensor, momentum: float) -> None:
-        """``row = unit(momentum * row + (1 - momentum) * feature)`` of images (B,), features (B, C).
+        """``row = unit(momentum * row + (1 - momentum) * feature)``, in place.
 
         Of an image that comes twice the last feature counts, and the earlier ones not at all.
+
+        Args:
+            indices: of the images, int64 (B,).
+            features: (B, C).
+            momentum: of the rows, from 0 to 1.
         """
         # Writing twice to a row would leave either, on an accelerator another on each rank.
         ordered, order = indices.sort(stable=True)
@@ -183,6 +211,17 @@ def ema_update(online: nn.Module, target: nn.Module, momentum: float) -> None:
     Buffers stay: the key encoder keeps the BN statistics of its own batches, and counters such as
     ``num_batches_tracked`` are no averages. Source: facebookresearch/moco@132aea9,
     moco/builder.py, ``_momentum_update_key_encoder``.
+
+    Args:
+        online: the network that is trained.
+        target: the one that follows, of the same parameters in the same order; changed in place.
+        momentum: of its parameters, from 0 to 1.
+
+    >>> online, target = nn.Linear(1, 1), nn.Linear(1, 1)
+    >>> _ = nn.init.ones_(online.weight), nn.init.zeros_(target.weight)
+    >>> ema_update(online, target, momentum=0.75)
+    >>> target.weight.item()
+    0.25
     """
     # One pass over memory for all parameters; torch's own EMA (swa_utils) calls the same.
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)

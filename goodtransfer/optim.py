@@ -17,15 +17,33 @@ STEP_MILESTONES = (0.6, 0.8)  # epochs 120 and 160 of 200
 
 
 def cosine(epoch: int, epochs: int) -> float:
-    """Factor on the learning rate in ``epoch`` (from 0) of ``epochs``; never quite 0.
+    """Factor on the learning rate in an epoch; never quite 0.
 
     Source: facebookresearch/moco@132aea9, main_moco.py, ``adjust_learning_rate``.
+
+    Args:
+        epoch: counted from 0.
+        epochs: of the whole run.
+
+    >>> cosine(0, 200), cosine(100, 200), round(cosine(199, 200), 6)
+    (1.0, 0.5, 6.2e-05)
     """
     return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def step(epoch: int, epochs: int, milestones: Iterable[float] = STEP_MILESTONES) -> float:
-    """A tenth more after each milestone, given as a share of all epochs."""
+    """Factor on the learning rate in an epoch: a tenth, and again a tenth, at each milestone.
+
+    Source: facebookresearch/moco@132aea9, main_moco.py, ``adjust_learning_rate``.
+
+    Args:
+        epoch: counted from 0.
+        epochs: of the whole run.
+        milestones: as shares of ``epochs``.
+
+    >>> [round(step(epoch, 200), 3) for epoch in (119, 120, 160)]
+    [1.0, 0.1, 0.01]
+    """
     return float(0.1 ** sum(epoch >= round(share * epochs) for share in milestones))
 
 
@@ -72,8 +90,24 @@ def sgd(
 
     BN and biases decay too, as upstream (protocol 1.3); the learning rate is taken as given.
 
+    Args:
+        parameters: of the module that is trained.
+        trainer: for its ``max_epochs``.
+        lr: learning rate.
+        weight_decay: on every parameter.
+        schedule: per epoch: ``"cosine"`` or ``"step"``.
+        momentum: of SGD.
+
+    Returns:
+        What a LightningModule's ``configure_optimizers`` gives.
+
     Raises:
         ValueError: if the trainer does not know its number of epochs.
+
+    >>> trainer = pl.Trainer(max_epochs=200, accelerator="cpu", logger=False)
+    >>> plan = sgd(nn.Linear(2, 2).parameters(), trainer, lr=0.03, weight_decay=1e-4, schedule="cosine")
+    >>> plan["optimizer"].param_groups[0]["lr"], plan["lr_scheduler"]["interval"]
+    (0.03, 'epoch')
     """
     epochs = _epochs(trainer, schedule)
     optimizer = SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -111,6 +145,12 @@ class LARS(Optimizer):
         momentum: of v.
         weight_decay: added to the gradient, before its length is taken.
         trust: share of its own length that a tensor moves in a step, at ``lr`` 1.
+
+    >>> w = nn.Parameter(torch.tensor([[3.0, 4.0]]))  # 5 long
+    >>> w.grad = torch.tensor([[0.0, 1000.0]])
+    >>> LARS([w], lr=1.0, trust=0.1).step()  # moves it by 0.5
+    >>> w.data
+    tensor([[3.0000, 3.5000]])
     """
 
     def __init__(
@@ -174,10 +214,18 @@ def lars_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list
 
 
 def warmup_cosine(iteration: int, iterations: int, warmup: int) -> float:
-    """Factor on the learning rate in ``iteration`` (from 0): from 0 up in a line, then a cosine to 0.
+    """Factor on the learning rate in an iteration: from 0 up in a line, then a cosine to 0.
 
     The first step moves nothing. Source: google-research/simclr@0075cc0, model_util.py,
     ``learning_rate_schedule``.
+
+    Args:
+        iteration: counted from 0.
+        iterations: of the whole run.
+        warmup: the iteration from which it falls.
+
+    >>> [round(warmup_cosine(i, 10, warmup=2), 2) for i in (0, 1, 2, 6, 10)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     if iteration < warmup:
         return iteration / warmup
@@ -195,8 +243,25 @@ def lars(
 ) -> OptimizerLRScheduler:
     """LARS with a warm-up and a cosine, per iteration, over ``trainer.max_epochs``.
 
+    Args:
+        parameters: of the module that is trained; norms and biases neither decay nor adapt.
+        trainer: for its ``max_epochs`` and the length of its loader.
+        lr: learning rate at the end of the warm-up, taken as given.
+        weight_decay: on weights.
+        warmup_epochs: in which the learning rate rises from 0.
+        momentum: of LARS.
+
+    Returns:
+        What a LightningModule's ``configure_optimizers`` gives.
+
     Raises:
-        ValueError: if the trainer does not know its number of epochs, or they all are warm-up.
+        ValueError: if the trainer does not know its number of epochs, or they all are warm-up, or
+            its loader has no length.
+
+    >>> trainer = pl.Trainer(max_epochs=5, accelerator="cpu", logger=False)
+    >>> lars([], trainer, lr=0.3, weight_decay=1e-6, warmup_epochs=10)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: Expected `warmup_epochs` of at least 0 and below the 5 of Trainer(max_epochs=...
     """
     epochs = _epochs(trainer, "cosine")
     if not 0 <= warmup_epochs < epochs:
@@ -228,8 +293,17 @@ def _steps_an_epoch(trainer: pl.Trainer) -> int:
 
 
 def poly(iteration: int, iterations: int, power: float = 0.9, floor: float = 0.0) -> float:
-    """Factor on the learning rate in ``iteration`` (from 0): falling to ``floor``, a share of it.
+    """Factor on the learning rate in an iteration, falling from 1 to ``floor``.
 
     Source: mmsegmentation's ``schedule_40k`` (protocol 4.3), whose ``min_lr`` is 0.01 of the rate.
+
+    Args:
+        iteration: counted from 0.
+        iterations: of the whole run.
+        power: of the part that is left; 1 is a line.
+        floor: the factor at the end.
+
+    >>> [round(poly(i, 10, floor=0.01), 3) for i in (0, 5, 10)]
+    [1.0, 0.541, 0.01]
     """
     return float((1 - floor) * (1 - iteration / iterations) ** power + floor)

@@ -31,6 +31,15 @@ def read_detections(path: Path, truth: GroundTruth) -> Detections:
     Raises:
         FileNotFoundError: for a missing file, also that of one class.
         ValueError: for what cannot be read or is impossible; the message names file and value.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> truth = GroundTruth(["cat"], ["000001"], Objects([0], [0], [[1, 1, 10, 10]], [False]))
+    >>> with TemporaryDirectory() as folder:
+    ...     file = Path(folder, "comp4_det_test_cat.txt")
+    ...     _ = file.write_text("000001 0.9 2.0 3.0 9.0 9.5")  # image, score, x1, y1, x2, y2
+    ...     found = read_detections(Path(folder), truth)
+    >>> found.scores.tolist(), found.boxes.tolist()
+    ([0.9], [[2.0, 3.0, 9.0, 9.5]])
     """
     if path.is_dir():
         return _read_voc(path, truth)

@@ -23,13 +23,19 @@ class GroundTruth:
     Attributes:
         class_names: C, in the order of the labels.
         images: I names.
-        objects: whose ``images`` are places in ``images``; a difficult one need not be found.
+        objects: n of them: ``images``, their places in ``images``, ``labels`` from 0, ``boxes`` (n, 4) of
+            VOC in pixels, and ``difficult``; a difficult one need not be found.
         sizes: width and height in pixels (I, 2), to which boxes of detections are clipped; None
             leaves them as they are.
         category_ids: COCO's number of each class, where a file of COCO's gave them.
 
     Raises:
         ValueError: for names that come twice, or objects that cannot be.
+
+    >>> there = Objects([0, 1], [0, 0], [[1, 1, 10, 10], [1, 1, 5, 5]], [False, True])
+    >>> truth = GroundTruth(["cat"], ["000001", "000002"], there)
+    >>> truth.objects.boxes.shape, truth.images[truth.objects.images[1]]
+    ((2, 4), '000002')
     """
 
     class_names: Sequence[str]

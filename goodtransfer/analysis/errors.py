@@ -90,6 +90,13 @@ class Diagnosis:
         truth: the ground truth.
         similar: whether two classes are similar (C, C).
         classes: the errors of each.
+
+    >>> from goodtransfer.metrics.voc import Objects
+    >>> there = Objects([0], [0], [[1, 1, 10, 10]], [False])
+    >>> found = Detections([0, 0], [0, 0], [0.9, 0.8], [[1, 1, 10, 10], [50, 50, 60, 60]])
+    >>> errors = diagnose(found, GroundTruth(["cat"], ["image"], there)).classes[0]
+    >>> [SLICES[kind] for kind in errors.kinds], errors.strong.tolist()
+    (['Cor', 'BG'], [1, -1])
     """
 
     truth: GroundTruth
@@ -107,7 +114,8 @@ def diagnose(
     Equal scores keep the order of their rows, equal overlaps that of the objects or classes.
 
     Args:
-        detections: D rows, clipped here to the images whose sizes are known.
+        detections: D rows: places of their images in ``truth``, labels, scores and VOC's boxes (D, 4) in
+            pixels; clipped here to the images whose sizes are known.
         truth: the ground truth.
         similar: groups of similar classes; a class may be in several. None takes the toolbox's for
             VOC's classes, and for any others none.

@@ -44,9 +44,14 @@ class Gallery:
         encoders: by the names of their columns.
         images: RGB (3, H, W), uint8, by name; a slash in it is a folder.
         stage: whose map is inverted.
-        steps: updates of each search, by Adam with ``lr``.
+        steps: updates of each search, by Adam.
+        lr: its learning rate.
         seed: with the image's name it gives the image's own.
         about: kept in ``results.json``, such as where the images come from.
+
+    Raises:
+        ValueError: for a folder whose ``results.json`` cannot be read; while it is filled, as
+            :func:`invert`.
     """
 
     def __init__(
@@ -78,11 +83,17 @@ class Gallery:
         return self.out / label / f"{name}.png"
 
     def missing(self) -> list[Job]:
-        """What is not made yet, an image by all encoders before the next one."""
+        """Encoder and image of what is not made yet, an image by all encoders before the next one."""
         return [job for job in self.keys if job not in self.found]
 
     def fill(self, *, device: str = "auto", every: int = EVERY, progress: bool = True) -> None:
-        """Make what is missing, with a preview and a state to go on from ``every`` updates."""
+        """Make what is missing.
+
+        Args:
+            device: of torch; ``"auto"`` is CUDA where there is some.
+            every: updates between two previews, and two states to go on from.
+            progress: show a bar.
+        """
         from tqdm import tqdm
 
         jobs = self.missing()

@@ -37,6 +37,10 @@ class Inversion:
     Attributes:
         picture: uint8 RGB (3, H, W). Save it without loss; the authors saved JPEGs.
         losses: mean squared error between the features before each update (steps,).
+
+    >>> found = Inversion(torch.zeros(3, 80, 80, dtype=torch.uint8), torch.tensor([2.0, 0.5]))
+    >>> f"{found.losses[-1] / found.losses[0]:.0%} of the first loss is left"
+    '25% of the first loss is left'
     """
 
     picture: Tensor
@@ -75,8 +79,13 @@ def invert(
         watch: called with the search after each update, to show how far it is.
 
     Raises:
-        ValueError: for a stage that is not there, an image too small, features that hold nothing of
-            the image, or a loss that is not finite any more.
+        ValueError: for ``steps`` or ``every`` below 1, a stage that is not there, an image too small,
+            features that hold nothing of the image, or a loss that is not finite any more.
+
+    >>> image = torch.rand(3, 72, 72)
+    >>> found = invert("resnet10w8", image, stage=2, steps=1, device="cpu")
+    >>> found.picture.shape, found.picture.dtype, found.losses.shape
+    (torch.Size([3, 72, 72]), torch.uint8, torch.Size([1]))
     """
     if steps < 1 or every < 1:
         raise ValueError(f"Expected steps and every to be 1 or more, but got {steps} and {every}.")

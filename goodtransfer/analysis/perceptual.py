@@ -30,6 +30,9 @@ class LPIPS:
     well below 1. Uncalibrated they are summed as they are, each tap's sum over channels in [0, 2]. The
     paper's 5.59 (MoCo) and 6.43 (supervised) are in the range of the latter, but it does not say.
 
+    Args:
+        device: where the networks are, and the images that they are given.
+
     Raises:
         FileNotFoundError: where the weights are not there and cannot be downloaded.
     """
@@ -51,7 +54,12 @@ class LPIPS:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, others: Tensor) -> Distances:
-        """Distances between RGB images (N, 3, H, W), uint8 or float in [0, 1], on the device."""
+        """Distances between images.
+
+        Args:
+            images: RGB (N, 3, H, W), uint8 or float in [0, 1], on the device.
+            others: the same.
+        """
         pairs = as_float(images), as_float(others)
         calibrated, uncalibrated = (
             net(*pairs, normalize=True).flatten() for net in (self._weighted, self._plain)
@@ -86,6 +94,13 @@ class WinRate(NamedTuple):
 
 def win_rate(a: Sequence[float], b: Sequence[float]) -> WinRate:
     """How often A's distance is the smaller one; a tie is half a win (Wilson's interval).
+
+    Args:
+        a: distance of each image for A, in any unit.
+        b: the same for B.
+
+    Raises:
+        ValueError: for no images, or other ones for B.
 
     >>> found = win_rate([0.1, 0.2, 0.3, 0.4], [0.2, 0.3, 0.4, 0.3])
     >>> found.rate, round(found.low, 2), round(found.high, 2), found.images

@@ -42,6 +42,9 @@ class BNLeak(pl.Callback):
 
     Attributes:
         values: what was logged last.
+
+    Raises:
+        ValueError: for numbers below 1; before the first step, for another method.
     """
 
     def __init__(
@@ -118,7 +121,15 @@ def bn_leak(method: pl.LightningModule, batch: Any, batch_idx: int = 0) -> dict[
         the images of all ranks, and ``gap``, shared minus separate.
 
     Raises:
-        ValueError: for another method, or one in eval mode.
+        ValueError: for another method, one in eval mode, or a batch that it cannot train on.
+
+    >>> from goodtransfer.methods import MoCoV2
+    >>> method = MoCoV2("resnet10w8", queue_size=16, dim=8)
+    >>> found = bn_leak(method, [torch.rand(2, 8, 3, 32, 32).unbind()])
+    >>> sorted(found)
+    ['acc_as_trained', 'acc_separate_statistics', 'acc_shared_statistics', 'gap']
+    >>> int(method.queue.filled)
+    0
     """
     _check(method)
     if not method.training:

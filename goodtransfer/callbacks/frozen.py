@@ -13,7 +13,7 @@ class FrozenCheck(pl.Callback):
     (facebookresearch/moco@132aea9: main_lincls.py, ``sanity_check``).
 
     Args:
-        module: name of the submodule of the LightningModule.
+        module: name of the submodule of the LightningModule, such as ``"encoder"``.
 
     Raises:
         RuntimeError: at the end of the epoch in which a tensor moved, naming it.

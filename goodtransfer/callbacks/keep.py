@@ -18,6 +18,9 @@ class KeepEncoders(pl.Callback):
         folder: for the files.
         epochs: counted from 1.
 
+    Raises:
+        OSError: at the end of such an epoch, for a folder that cannot be made or written to.
+
     >>> KeepEncoders("encoders", range(10, 200, 20)).path(10).as_posix()
     'encoders/epoch_010.safetensors'
     """

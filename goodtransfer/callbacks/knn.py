@@ -30,6 +30,9 @@ class OnlineKNN(pl.Callback):
         size: of the bank.
 
     Logs: ``knn_acc``, in percent, in validation.
+
+    Raises:
+        ValueError: for numbers that are not above 0, or for steps that return no features or labels.
     """
 
     def __init__(self, k: int = 20, temperature: float = 0.07, size: int = 4096) -> None:
@@ -105,7 +108,7 @@ def knn_predict(
     temperature: float,
     num_classes: int,
 ) -> Tensor:
-    """Classes (N,) by the vote of the k most similar rows, weighted ``exp(cosine / temperature)``.
+    """Classes by the vote of the k most similar rows, weighted ``exp(cosine / temperature)``.
 
     As in Wu et al. 2018 (instance discrimination, Sec. 3.4). Neither the N x M similarities nor the
     N x k x classes one-hot votes exist at once.
@@ -117,6 +120,9 @@ def knn_predict(
         k: neighbours; at most M are taken.
         temperature: above 0; small ones let the nearest decide.
         num_classes: classes.
+
+    Returns:
+        The classes, int64 (N,).
 
     >>> bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     >>> labels = torch.tensor([0, 1, 1])

@@ -35,7 +35,8 @@ class OnlineProbe(pl.Callback):
     and ``online_acc`` in validation.
 
     Raises:
-        ValueError: without the number of classes, or for steps that return no features or labels.
+        ValueError: for an ``lr`` that is not above 0, without the number of classes, for labels that
+            it does not cover, or for steps that return no features or labels.
     """
 
     def __init__(self, lr: float = 0.1, num_classes: int | None = None) -> None:

@@ -79,7 +79,8 @@ class QueueHealth(pl.Callback):
             ``health/positive_similarity`` and ``health/hard_negative_similarity``.
 
     Raises:
-        ValueError: for a method without such a queue.
+        ValueError: for ``every_n_steps`` below 1; before the first step, for a method without such a
+            queue.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:

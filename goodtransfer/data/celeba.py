@@ -76,7 +76,8 @@ class CelebADataModule(ImageDataModule):
 
     Raises:
         FileNotFoundError: for a missing list, or a listed image that is missing.
-        ValueError: for a line of a list that cannot be used, naming the file and the line.
+        ValueError: for a line of a list that cannot be used, naming the file and the line; for a
+            ``partition`` or a ``leave_out_mafl`` that there is not.
     """
 
     def __init__(

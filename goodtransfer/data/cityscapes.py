@@ -60,13 +60,12 @@ class CityscapesDataModule(SegmentationDataModule):
     has; ``labelTrainIds``, which a script of theirs makes, are not needed. Of the test images no
     labels are published.
 
-    Args:
-        root: the folder that holds ``leftImg8bit`` and ``gtFine``.
-        options: see :class:`SegmentationDataModule`.
+    Args: those of :class:`SegmentationDataModule`; ``root`` holds ``leftImg8bit`` and ``gtFine``.
 
     Raises:
         FileNotFoundError: for a missing folder, with the expected tree; for an image without its
             label, or a label without its image.
+        ValueError: when read, for a label of another size than its image, or with unknown classes.
     """
 
     palette = PALETTE

@@ -114,7 +114,8 @@ class COCODetectionDataModule(DetectionDataModule):
 
     Raises:
         FileNotFoundError: at set-up, for a missing file, folder or image.
-        ValueError: at set-up, for an entry that cannot be used; the message names file and id.
+        ValueError: at set-up, for an entry that cannot be used (the message names file and id) or
+            splits of different categories; for other ``masks``.
     """
 
     def __init__(

@@ -233,6 +233,12 @@ class DetectionDataModule(DataModule):
         max_pixels: an image that claims to be larger is not decoded.
 
     ``val_dataloader`` and ``test_dataloader`` both give ``test``: the protocol selects nothing.
+
+    Raises:
+        FileNotFoundError: at set-up, for what is missing on disk.
+        ValueError: for a ``loader`` that cannot be; at set-up, for splits without images or objects,
+            or too few for a step; when read, for an image of another size than its annotation says.
+        OSError: when read, for an image that cannot be decoded.
     """
 
     def __init__(

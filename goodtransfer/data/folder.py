@@ -31,6 +31,15 @@ class ImageFolderDataModule(ImageDataModule):
     Raises:
         FileNotFoundError: for a missing or misshapen folder, with the expected tree.
         ValueError: for classes that are in one split only.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from goodtransfer.data import make_imagefolder
+    >>> with TemporaryDirectory() as folder:
+    ...     root = make_imagefolder(f"{folder}/toy", train=20, val=20, size=16)
+    ...     data = ImageFolderDataModule(root, batch_size=5, size=8, views="moco_v2")
+    ...     views, label, index = next(iter(data.train_dataloader()))
+    >>> len(views), views[0].shape, label.shape, index.dtype
+    (2, torch.Size([5, 3, 8, 8]), torch.Size([5]), torch.int64)
     """
 
     def __init__(

@@ -62,6 +62,11 @@ class ImageDataModule(DataModule):
 
     ``val_dataloader`` gives the selection, or else the images to report on; ``test_dataloader``
     always the latter; both as one centre view.
+
+    Raises:
+        FileNotFoundError: when the lists are read, for what is missing on disk.
+        ValueError: for arguments that cannot work, a part without images, or too few for a batch.
+        OSError: when read, for an image that cannot be decoded.
     """
 
     def __init__(
@@ -128,7 +133,10 @@ class ImageDataModule(DataModule):
         return len(self.files("train"))
 
     def files(self, part: str) -> Files:
-        """The images of ``"train"``, ``"selection"`` or ``"val"``, in the order of their numbers.
+        """The images of a part, in the order of their numbers.
+
+        Args:
+            part: ``"train"``, ``"selection"`` or ``"val"``.
 
         Raises:
             ValueError: for a part that this data set does not have.
@@ -196,7 +204,14 @@ class ImageDataModule(DataModule):
         return self._loader("val", recipes.center(self.size))
 
     def features_dataloader(self, part: str = "train") -> ResumableLoader:
-        """All images of a part, as :meth:`files` takes it, in order, once each, as a centre view."""
+        """All images of a part in order, once each, as a centre view.
+
+        Args:
+            part: as :meth:`files` takes it.
+
+        Raises:
+            ValueError: for a part that this data set does not have.
+        """
         return self._loader(part, recipes.center(self.size))
 
     def _read(self) -> Parts:

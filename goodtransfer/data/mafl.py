@@ -105,7 +105,8 @@ class MAFLDataModule(DataModule):
 
     Raises:
         FileNotFoundError: at set-up, for a missing list, or a listed image that is missing.
-        ValueError: at set-up, for a line that cannot be used, naming the file and the line.
+        ValueError: at set-up, for a line that cannot be used, naming the file and the line, or too few
+            faces for a batch; for a ``size``, ``flip`` or ``selection`` out of range.
     """
 
     expected: Mapping[str, int] = MappingProxyType({"train": 19_000, "test": 1_000})

@@ -59,9 +59,7 @@ class PlacesDataModule(ImageDataModule):
     Source: http://places.csail.mit.edu (Places205) and http://places2.csail.mit.edu (Places365). Labels
     are the numbers in the lists, or else number the class folders in the order of their names.
 
-    Args:
-        root: the folder that holds the lists, or ``train`` and ``val``.
-        options: those of :class:`ImageDataModule`.
+    Args: those of :class:`ImageDataModule`; ``root`` holds the lists, or ``train`` and ``val``.
 
     Raises:
         FileNotFoundError: for a root that has none of the layouts, with all of them; for a list or a

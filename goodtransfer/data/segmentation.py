@@ -71,7 +71,8 @@ class SegmentationDataModule(DataModule):
 
     Raises:
         FileNotFoundError: at set-up, for a missing folder, or an image or a label without the other.
-        ValueError: when read, for a label of another size than its image, or with unknown classes.
+        ValueError: at set-up, for a part without images, or too few for a step; when read, for a label
+            of another size than its image, or with unknown classes.
     """
 
     label_format = (1, 8)

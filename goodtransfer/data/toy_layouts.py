@@ -191,13 +191,24 @@ def mini_split(label: int) -> str:
 def make_all(
     root: str | Path, *, images: int = 2000, size: int = 128, seed: int = 0
 ) -> dict[str, Path]:
-    """Write every layout into a folder of its own below ``ROOT``; return the folders by layout.
+    """Write the toy world in every layout, each into a folder of its own.
 
     Args:
         root: folder to write into.
         images: of all layouts together; about, and not less than each needs for all its classes.
         size: height of the images in pixels; of CelebA's for each 128 of it 218, their true size.
         seed: of everything that is drawn.
+
+    Returns:
+        The folders by layout.
+
+    Raises:
+        ValueError: for images of fewer than 32 pixels, or where a folder holds something else.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     sorted(make_all(folder, images=1, size=32))
+    ['celeba', 'cityscapes', 'coco', 'imagefolder', 'mini_imagenet', 'places', 'synthia', 'voc']
     """
     root = Path(root)
     rest = {"size": size, "seed": seed}

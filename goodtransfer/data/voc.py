@@ -69,7 +69,8 @@ class VOCDetectionDataModule(DetectionDataModule):
 
     Raises:
         FileNotFoundError: at set-up, for a missing split, annotation or image.
-        ValueError: at set-up, for an annotation that cannot be used; the message names the file.
+        ValueError: at set-up, for an annotation that cannot be used; the message names the file. For
+            ``class_names`` that are none, or not different.
     """
 
     def __init__(

@@ -13,7 +13,15 @@ from goodtransfer.encoders.dilation import coarsest
 
 
 class Normalization(NamedTuple):
-    """Per-channel mean and standard deviation of RGB in [0, 1]."""
+    """What an encoder's input is brought to, channel by channel: ``(x - mean) / std``.
+
+    Attributes:
+        mean: of R, G and B in [0, 1].
+        std: standard deviation of the same.
+
+    >>> Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).std
+    (0.5, 0.5, 0.5)
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -26,6 +34,9 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Encoder(nn.Module, ABC):
     """A trunk with its input convention. Subclasses write :meth:`maps`.
 
+    Input is plain RGB (N, 3, H, W), uint8 or float in [0, 1]. Stage s is the map of stride 2^s, and 5
+    the last.
+
     Args:
         name: what rebuilds the architecture, untrained: ``build(name)``.
         normalization: applied first; None for input that is normalised already.
@@ -34,6 +45,14 @@ class Encoder(nn.Module, ABC):
         channels: channels of each stage's map.
         strides: input pixels per pixel of each stage's map.
         mean, std: (3,), not persistent: they belong to the weights' origin, not to the weights.
+
+    Raises:
+        ValueError: for a stage, or a stride, that it cannot give.
+
+    >>> from goodtransfer.encoders import build
+    >>> maps = build("resnet10w8")(torch.zeros(1, 3, 64, 64), stages=(2, 5))
+    >>> {stage: tuple(found.shape) for stage, found in maps.items()}
+    {2: (1, 8, 16, 16), 5: (1, 64, 2, 2)}
     """
 
     mean: Tensor
@@ -59,7 +78,11 @@ class Encoder(nn.Module, ABC):
         return self
 
     def set_normalization(self, normalization: Normalization | None) -> None:
-        """Replace the input convention, as loading weights of another origin does."""
+        """Replace the input convention, as loading weights of another origin does.
+
+        Args:
+            normalization: the new one; None for input that is normalised already.
+        """
         self._normalization = normalization
         mean, std = normalization or Normalization((0.0,), (1.0,))
         like = getattr(self, "mean", torch.zeros(1))
@@ -79,9 +102,15 @@ class Encoder(nn.Module, ABC):
     def forward(
         self, x: Tensor, stages: Sequence[int] = (5,), *, normalized: bool = False
     ) -> dict[int, Tensor]:
-        """Feature maps (N, channels[s], ...) of the ``stages`` asked for; deeper ones do not run.
+        """Feature maps (N, channels[s], ...) by stage.
 
-        ``normalized`` input has been through :meth:`normalize`, as padded batches have.
+        Args:
+            x: RGB (N, 3, H, W), uint8 or float in [0, 1].
+            stages: those asked for; deeper ones do not run.
+            normalized: the input has been through :meth:`normalize`, as padded batches have.
+
+        Raises:
+            ValueError: for a stage that it does not have.
         """
         if not normalized:
             x = self.normalize(x)
@@ -108,6 +137,9 @@ class Encoder(nn.Module, ABC):
 
         For C4 detectors, which run the last stage on regions. Both are this encoder's own modules.
 
+        Args:
+            stage: after which it is split.
+
         Raises:
             ValueError: where what follows the stage is not a plain chain of modules.
         """
@@ -132,6 +164,9 @@ class Encoder(nn.Module, ABC):
         built, runs at this one, and its taps are spread so that it sees the same pixels; the first
         block of such a stage keeps the rate of the stage before, as torchvision's
         ``replace_stride_with_dilation`` has it. ``dilated(32)`` has the strides that it was built with.
+
+        Args:
+            stride: in pixels of the image.
 
         Raises:
             ValueError: where a stage cannot be brought to that stride, naming it.
@@ -170,6 +205,19 @@ def map_stride(size: int, features: Tensor) -> int:
 
 
 def pooled(encoder: nn.Module, images: Tensor) -> Tensor:
-    """The features of the linear readout: stage 5 averaged over its positions, (N, C)."""
+    """The features of the linear readout: stage 5 averaged over its positions.
+
+    Args:
+        encoder: an :class:`Encoder`, also compiled or wrapped.
+        images: RGB (N, 3, H, W), uint8 or float in [0, 1].
+
+    Returns:
+        Features (N, C).
+
+    >>> from goodtransfer.encoders import OwnTrunk
+    >>> mean_colour = OwnTrunk(nn.Identity(), normalization=None)
+    >>> pooled(mean_colour, torch.tensor([0.0, 0.2, 1.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8))
+    tensor([[0.0000, 0.2000, 1.0000]])
+    """
     features: Tensor = encoder(images)[5]
     return features.flatten(2).mean(2)

@@ -18,13 +18,17 @@ from goodtransfer.encoders.trunks import OwnTrunk, Pixels, SequentialTrunk, Timm
 def build(name: str) -> Encoder:
     """An untrained encoder by name.
 
-    Names: ``resnet10 | 18 | 34 | 50 | 101``, with ``w32`` behind it for another width than 64
-    and ``-caffe`` for strides in the first 1x1; ``torchvision:NAME``; ``timm:NAME``; ``pixels48`` for
-    raw 48 x 48 pixels.
+    Args:
+        name: ``resnet10 | 18 | 34 | 50 | 101``, with ``w32`` behind it for another width than 64
+            and ``-caffe`` for strides in the first 1x1; ``torchvision:NAME``; ``timm:NAME``;
+            ``pixels48`` for raw 48 x 48 pixels.
 
     Raises:
         ValueError: for a name none of these knows.
         ModuleNotFoundError: for ``timm:`` without timm, naming the extra.
+
+    >>> build("resnet10w8").channels
+    {1: 8, 2: 8, 3: 16, 4: 32, 5: 64}
     """
     if match := re.fullmatch(r"resnet(\d+)(?:w(\d+))?(-caffe)?", name):
         depth, width, caffe = match.groups()
@@ -50,6 +54,16 @@ def as_encoder(module: nn.Module) -> Encoder:
 
     Weights are kept. The input is normalised by ImageNet's statistics, as torchvision's weights
     want it: pass ``OwnTrunk(module, normalization=None)`` for a module that normalises by itself.
+
+    Args:
+        module: gives a map (N, C, H, W) or a vector (N, C), or is one of torchvision's networks.
+
+    Raises:
+        ValueError: for a module that gives anything else.
+
+    >>> encoder = as_encoder(nn.Conv2d(3, 4, kernel_size=8, stride=8))
+    >>> type(encoder).__name__, encoder.channels, encoder.strides
+    ('OwnTrunk', {5: 4}, {5: 8})
     """
     if isinstance(module, Encoder):
         return module

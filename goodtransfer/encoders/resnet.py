@@ -11,8 +11,19 @@ from goodtransfer.encoders.base import IMAGENET, Encoder, Normalization
 class ResNet(Encoder):
     """ResNet v1.5 (stride in the 3x3), torchvision's blocks, names and initialisation.
 
-    Narrow trunks (``width`` below 64) are for small images and tests. ``caffe`` puts the stride of a
-    bottleneck in its first 1x1, as the original ResNet's weights want it (protocol 3).
+    :func:`build` makes those that have a name.
+
+    Args:
+        name: what rebuilds it.
+        block: torchvision's ``BasicBlock`` or ``Bottleneck``.
+        depths: blocks of stages 2 to 5.
+        width: channels of the stem; below 64 for small images and tests.
+        normalization: applied first; None for input that is normalised already.
+        caffe: the stride of a bottleneck is in its first 1x1, as the original ResNet's weights want
+            it (protocol 3).
+
+    >>> ResNet("resnet10w8", BasicBlock, (1, 1, 1, 1), width=8).strides
+    {1: 2, 2: 4, 3: 8, 4: 16, 5: 32}
     """
 
     def __init__(

@@ -124,7 +124,19 @@ class Pixels(Encoder):
 
 
 class OwnTrunk(Encoder):
-    """A user's module that gives a map (N, C, H, W) or a vector (N, C): its one stage is 5."""
+    """A user's module that gives a map (N, C, H, W) or a vector (N, C): its one stage is 5.
+
+    Args:
+        trunk: the module, without a classifier.
+        normalization: applied first; None for a module that normalises by itself.
+
+    Raises:
+        ValueError: for a module that gives anything else.
+
+    >>> encoder = OwnTrunk(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    >>> encoder(torch.zeros(2, 3, 64, 64))[5].shape
+    torch.Size([2, 3, 1, 1])
+    """
 
     def __init__(self, trunk: nn.Module, normalization: Normalization | None = IMAGENET) -> None:
         super().__init__(type(trunk).__name__, normalization)

@@ -43,10 +43,17 @@ def info_nce(
         The mean over the N queries, in fp32 (fp64 for fp64 queries), also under autocast.
 
     Raises:
-        ValueError: for shapes that do not fit, keys that require grad, or only one kind of labels.
+        ValueError: for shapes that do not fit, keys that require grad, only one kind of labels, or a
+            temperature that is not above 0.
 
     >>> q = torch.tensor([[1.0, 0.0]])
     >>> info_nce(q, q, torch.tensor([[0.0, 1.0]]), temperature=1.0)  # log(1 + exp(0 - 1))
+    tensor(0.3133)
+
+    A second key is the query's double, but of its class, so that nothing changes:
+
+    >>> keys, labels = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([5, 3])
+    >>> info_nce(q, q, keys, temperature=1.0, query_labels=torch.tensor([3]), key_labels=labels)
     tensor(0.3133)
     """
     losses, _ = info_nce_rows(
@@ -69,7 +76,26 @@ def info_nce_rows(
     query_labels: Tensor | None = None,
     key_labels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`info_nce`, per query: losses (N,) and whether the positive won, bool (N,)."""
+    """As :func:`info_nce`, for each query by itself.
+
+    Args:
+        queries: (N, C).
+        positives: (N, C).
+        keys: (K, C).
+        temperature: above 0.
+        query_labels: (N,) integers, or None.
+        key_labels: (K,) integers, or None.
+
+    Returns:
+        The losses (N,), and whether the positive has the largest logit, bool (N,).
+
+    Raises:
+        ValueError: as :func:`info_nce`.
+
+    >>> q, keys = torch.eye(2), torch.tensor([[0.0, 1.0]])
+    >>> info_nce_rows(q, q[[0, 0]], keys, temperature=1.0)  # the second is nearer to the key
+    (tensor([0.3133, 1.3133]), tensor([ True, False]))
+    """
     _check(queries, positives, keys, temperature, query_labels, key_labels)
     if query_labels is not None:
         # Negative means "no label" on both sides, so no query may keep what a key may have.

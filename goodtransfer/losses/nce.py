@@ -36,6 +36,9 @@ def nce(scores: Tensor, *, images: int, normalizer: Tensor | float) -> Tensor:
         images: M; noise is uniform over them.
         normalizer: Z, estimated once by :func:`nce_normalizer`.
 
+    Returns:
+        The mean over the N queries, in fp32 (fp64 for fp64 scores).
+
     >>> nce(torch.zeros(1, 2), images=1, normalizer=1.0)  # P = 1 = K/M: two coins, 2 log 2
     tensor(1.3863)
     """
@@ -43,7 +46,17 @@ def nce(scores: Tensor, *, images: int, normalizer: Tensor | float) -> Tensor:
 
 
 def nce_rows(scores: Tensor, *, images: int, normalizer: Tensor | float) -> Tensor:
-    """As :func:`nce`, per query (N,)."""
+    """As :func:`nce`, for each query by itself: (N,).
+
+    Args:
+        scores: (N, 1 + K), of the own row first.
+        images: M.
+        normalizer: Z.
+
+    >>> scores = torch.tensor([[0.0, 0.0], [2.0, -2.0]])
+    >>> nce_rows(scores, images=1, normalizer=1.0)  # twice log 2, and twice log(1 + exp(-2))
+    tensor([1.3863, 0.2539])
+    """
     scores = full_precision(scores)
     noise = scores.new_tensor((scores.shape[1] - 1) / images)
     denominator = noise + _EPS
@@ -58,12 +71,22 @@ def nce_normalizer(scores: Tensor, images: int) -> Tensor:
     """Z as estimated from a batch: ``M * mean(exp(score))`` over queries and drawn rows, own included.
 
     Source: zhirongw/lemniscate.pytorch@f7cfe29, lib/NCEAverage.py.
+
+    Args:
+        scores: (N, 1 + K).
+        images: M.
+
+    Returns:
+        Z, a scalar in fp32 (fp64 for fp64 scores).
+
+    >>> nce_normalizer(torch.zeros(2, 4), images=10)
+    tensor(10.)
     """
     return images * full_precision(scores).exp().mean()
 
 
 def bank_scores(queries: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
-    """Dot products of each query with rows of a bank of its own, (N, K); gradient to the queries.
+    """Dot products of each query with rows of a bank of its own; gradient to the queries.
 
     The N x K x C rows never exist at once (512 MiB of 256 queries, 4,096 rows, 128 dimensions): they
     are looked up in blocks, and again for the gradient. A small bank is multiplied whole.
@@ -72,6 +95,9 @@ def bank_scores(queries: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
         queries: (N, C).
         rows: (M, C), the bank, which must not change before the backward pass.
         indices: (N, K) of rows.
+
+    Returns:
+        The scores (N, K), in fp32 (fp64 for fp64 queries), also under autocast.
 
     >>> rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> bank_scores(torch.tensor([[2.0, 3.0]]), rows, torch.tensor([[1, 1, 0]]))

@@ -26,7 +26,7 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
         The mean, in fp32 (fp64 for fp64 views), also under autocast.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not fit, or a temperature that is not above 0.
 
     >>> a, b = torch.eye(2)
     >>> nt_xent(torch.stack([a, b]), torch.stack([a, b]), temperature=1.0)  # log(e + 2) - 1
@@ -44,7 +44,7 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
 def nt_xent_rows(
     views: Tensor, everything: Tensor | None = None, start: int = 0, *, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`nt_xent`, per view: losses (R,) and whether the positive won, bool (R,).
+    """As :func:`nt_xent`, for each view by itself.
 
     Takes R x S similarities, three times over with the gradient: 3 MiB for 256 images on one device,
     768 MiB for 4,096.
@@ -54,6 +54,16 @@ def nt_xent_rows(
         everything: (S, C), the views to compare with, these among them; None for these alone.
         start: row of ``everything`` where ``views`` begin.
         temperature: t, above 0.
+
+    Returns:
+        The losses (R,), and whether the positive has the largest logit, bool (R,).
+
+    Raises:
+        ValueError: for a temperature that is not above 0.
+
+    >>> views = torch.eye(2)[[0, 1, 0, 0]]  # of the second image the views are unlike
+    >>> nt_xent_rows(views, temperature=1.0)
+    (tensor([0.8620, 1.0986, 0.8620, 1.8620]), tensor([ True,  True,  True, False]))
     """
     if not temperature > 0:
         raise ValueError(f"Expected argument `temperature` to be above 0, but got {temperature}.")

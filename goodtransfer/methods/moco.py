@@ -211,7 +211,16 @@ class MoCo(pl.LightningModule):
     def negatives(
         self, label: Tensor | None, index: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The queue's keys, and what ``exclude`` compares of queries and keys (None: nothing)."""
+        """The queue's keys, and what ``exclude`` compares of queries and keys.
+
+        Args:
+            label: of the queries, (N,) integers, or None.
+            index: of their images, (N,) integers, or None.
+
+        Returns:
+            Keys (K, C), and the labels or indices of queries (N,) and keys (K,) that must differ; None
+            twice where nothing is left out. K counts real keys alone with ``unfilled="masked"``.
+        """
         keys, labels, indices = self._queued()
         return {
             "none": (keys, None, None),
@@ -220,7 +229,12 @@ class MoCo(pl.LightningModule):
         }[self.exclude]
 
     def queue_shares(self, label: Tensor | None, index: Tensor | None) -> dict[str, Tensor]:
-        """``filtered`` and ``own_image``, as shares of all pairs of these images with the keys."""
+        """``filtered`` and ``own_image``, as shares of all pairs of these images with the keys.
+
+        Args:
+            label: of the images, (N,) integers, or None.
+            index: (N,) integers, or None.
+        """
         keys, labels, indices = self._queued()
         zero = torch.zeros((), device=keys.device)
         own_image = zero if index is None else equal_share(index, indices)
@@ -251,7 +265,7 @@ class MoCo(pl.LightningModule):
         Like a step in training mode it moves BN statistics, but nothing else.
 
         Args:
-            batch: of this rank.
+            batch: of this rank, ``((query view, key view), label, index)``.
             batch_idx: with the step, the seed of the permutation.
             bn_groups: other groups than those the method trains with.
             shuffle: without it a query and its key share their BN statistics.
@@ -352,7 +366,10 @@ class MoCoV1(MoCo):
 
 
 class MoCoV2(MoCo):
-    """MoCo v2 (protocol 1.4), the defaults of :class:`MoCo`: MLP head, t = 0.2, cosine."""
+    """MoCo v2 (protocol 1.4), the defaults of :class:`MoCo`: MLP head, t = 0.2, cosine.
+
+    Args: those of :class:`MoCo`.
+    """
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -20,6 +20,9 @@ from goodtransfer.weights import describe_input, load_encoder, restore_input
 class SupervisedCE(pl.LightningModule):
     """Softmax cross-entropy over class labels on one view per image.
 
+    Batches are ``((view,), label, index)``, index optional (:class:`goodtransfer.views.Batch`); an image
+    labelled -1 is left out of the loss.
+
     The paper gives epochs (200), cosine and augmentation, but no optimizer settings: lr 0.1 for a
     batch of 256 and decay 1e-4 are those of PyTorch's ImageNet example (protocol 0.1).
 
@@ -33,6 +36,9 @@ class SupervisedCE(pl.LightningModule):
 
     Logs: ``loss``, ``train_acc`` (%), ``lr``, and ``acc_head`` (%) in validation and test: the
     classifier's own top-1.
+
+    Raises:
+        ValueError: before the first step, for arguments, batches or trainers that cannot work.
     """
 
     def __init__(

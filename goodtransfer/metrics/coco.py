@@ -61,6 +61,22 @@ class COCODetectionAP(ImageMetric):
         num_classes: C.
         masks: score masks, too.
         engine: what counts; ``"auto"`` is faster-coco-eval where installed.
+
+    Raises:
+        ValueError: for another engine, or for updates that do not fit.
+        ModuleNotFoundError: for an engine that is not installed, naming the extra.
+
+    Two objects, and three detections of which the second is wrong. Up to half of the objects are found
+    at a precision of 1, the rest at 2/3:
+
+    >>> boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [20, 20, 30, 30]])
+    >>> labels = torch.zeros(3, dtype=torch.long)
+    >>> found = {"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": labels}
+    >>> there = {"boxes": boxes[[0, 2]], "labels": labels[:2], "image_id": 7}
+    >>> ap = COCODetectionAP(num_classes=1)
+    >>> ap.update([found], [there])
+    >>> round(ap.compute()["APbox50"].item(), 2)  # at recalls of 0, 0.01, ...: (51 * 1 + 50 * 2/3) / 101
+    83.5
     """
 
     rows: list[Tensor]  # (n, 5): box, and score or area; before those of an image, height and width

@@ -75,6 +75,18 @@ class SegmentationScores(ImageMetric):
 
     Args:
         num_classes: C.
+
+    Raises:
+        ValueError: for an update with classes that do not fit.
+        RuntimeError: for scores of no image, or of images no pixel of which counts.
+
+    An image of 2 x 2 pixels, one of which does not count:
+
+    >>> scores = SegmentationScores(num_classes=2)
+    >>> true = torch.tensor([[[0, 1], [0, 255]]])
+    >>> scores.update(torch.tensor([[[0, 1], [1, 1]]]), {"classes": true, "image_id": torch.tensor([7])})
+    >>> {name: round(score.item(), 1) for name, score in scores.compute().items()}
+    {'mIoU': 50.0, 'mAcc': 75.0, 'aAcc': 66.7}
     """
 
     rows: list[Tensor]  # (1, 1 + C * C) int64: the image's number, its confusion matrix

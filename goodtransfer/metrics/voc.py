@@ -252,6 +252,21 @@ class VOCDetectionAP(ImageMetric):
         num_classes: C.
         interpolation: ``"11-point"`` as VOC 2007, ``"area"`` as VOC 2010 and later.
         round_as_official: scores to 3 decimals and boxes to 0.1 pixel, as detectron2 writes them.
+
+    Raises:
+        ValueError: for another interpolation, or for updates that do not fit.
+
+    Two objects, and three detections of which the second is wrong. Up to half of the objects are found
+    at a precision of 1, the rest at 2/3:
+
+    >>> boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [20, 20, 30, 30]])
+    >>> labels = torch.zeros(3, dtype=torch.long)
+    >>> found = {"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": labels}
+    >>> there = {"boxes": boxes[[0, 2]], "labels": labels[:2], "image_id": 7}
+    >>> ap = VOCDetectionAP(num_classes=1)
+    >>> ap.update([found], [there])
+    >>> round(ap.compute()["AP50"].item(), 2)  # at recalls of 0, 0.1, ..., 1: (6 * 1 + 5 * 2/3) / 11
+    84.85
     """
 
     rows: list[Tensor]  # (n, 5) float32: box, score

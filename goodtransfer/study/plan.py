@@ -56,6 +56,9 @@ class Cell:
         seed: of initialisation, order and views.
         needs: keys of the cells that come before.
         epoch: of the pretraining, whose encoder is measured; None is the last.
+
+    >>> Cell("0123456789abcdef", "linear", Pretraining(), fidelity="", seed=0, epoch=10).title
+    'MoCo-v2 K=65536 τ=0.2 · epoch 10 · linear · seed 0'
     """
 
     key: str
@@ -88,6 +91,15 @@ class Study:
         tasks: kinds of transfer among ``TRANSFERS`` that are measured; none for a table's own.
         voc_classes: names in the annotations of the user's VOCdevkit, where they are not VOC's.
         encoders: that the user holds, by label: the rows of table ``card``.
+
+    Raises:
+        FileNotFoundError: when opened, for a folder without a study.
+        ValueError: when opened, for choices that do not go together; the message names them.
+
+    >>> from goodtransfer.study.scales import SCALES
+    >>> study = Study(Path("results"), SCALES["smoke"], tables=("supervised",))
+    >>> [cell.kind for cell in study.cells()]
+    ['pretrain', 'linear', 'voc07', 'coco', 'city']
     """
 
     out: Path
@@ -104,6 +116,11 @@ class Study:
     @classmethod
     def open(cls, out: Path, **given: Any) -> Self:
         """The study of a folder, new or as it was, with what was given instead.
+
+        Args:
+            out: the folder.
+            given: attributes by name; the scale by its own, each root by its name in ``ROOTS``. None is
+                as it was.
 
         Raises:
             FileNotFoundError: for a folder without a study, when no scale is given.

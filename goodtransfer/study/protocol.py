@@ -28,12 +28,17 @@ class Pretraining:
             ``"none"`` for an encoder as it is built; or ``"given"`` for one that a user holds.
         arguments: of that class, all that the tables vary; the encoder by name. Of a task: the
             values of its protocol.
-        epochs, batch_size: over all ranks.
+        epochs: over the images of ``data``.
+        batch_size: images per step, over all ranks.
         size: side of a view in pixels.
         views: recipe.
         crop: smallest share of the image that a crop covers.
         data: data set that is pretrained on, as ``sources`` names it.
         keep: percent of the epochs after which the encoder is kept, besides the last one.
+
+    >>> longer = Pretraining().but(name="MoCo-v2, longer", epochs=800, temperature=0.1)
+    >>> longer.epochs, longer.arguments["temperature"], longer.arguments["queue_size"]
+    (800, 0.1, 65536)
     """
 
     name: str = "MoCo-v2"
@@ -78,7 +83,11 @@ class Pretraining:
         return self.name + detail + where
 
     def but(self, **changes: Any) -> "Pretraining":
-        """The same with some fields or arguments replaced."""
+        """The same with some fields or arguments replaced.
+
+        Args:
+            changes: by name; what is no attribute goes into ``arguments``.
+        """
         own = {f.name: changes.pop(f.name) for f in fields(self) if f.name in changes}
         own["arguments"] = {**own.get("arguments", self.arguments), **changes}
         return replace(self, **own)

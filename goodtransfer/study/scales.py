@@ -34,6 +34,11 @@ class Scale:
         transfers: protocols that replace the paper's, by kind of cell.
         tables: made where none is named.
         toy: arguments of the toy world's layouts by data set; none for the user's own data.
+
+    >>> half = Scale("half", every={"epochs": 100}, queue_sizes={65536: 4096})
+    >>> row = half.apply(Pretraining())
+    >>> row.epochs, row.arguments["queue_size"], row.batch_size
+    (100, 4096, 256)
     """
 
     name: str

@@ -57,7 +57,9 @@ class COCODetection(Detection):
     ``coco_APseg``, ``coco_APseg50``, ``coco_APseg75``.
 
     Raises:
-        ValueError: also for targets without masks, or with masks of another size than their image.
+        ValueError: as :class:`Detection`; also for targets without masks, or with masks of another size
+            than their image.
+        FloatingPointError: when a loss is NaN or infinite, naming images and step.
     """
 
     def __init__(

@@ -47,7 +47,8 @@ class Detection(StepTask):
         trainer.test(task, data)
 
     A batch is ``(images, targets)``: RGB images (3, H, W), uint8 or float in [0, 1], at their own
-    sizes; a target is a :class:`Target`, labels counted from 0. Images are resized here.
+    sizes; a target has ``boxes`` (n, 4) as (x1, y1, x2, y2) in pixels, ``labels`` (n,) counted from 0,
+    and for the score ``image_id`` and ``difficult`` bool (n,). Images are resized here.
 
     **Fewer images a step.** Batch times ranks times accumulation must be ``batch``; two ways:
 
@@ -85,8 +86,9 @@ class Detection(StepTask):
     Logs, in percent: ``voc07_AP``, ``voc07_AP50``, ``voc07_AP75``.
 
     Raises:
-        ValueError: for an encoder whose last stage cannot be run on regions, a number of images per
-            step that is not ``batch``, or labels that ``num_classes`` does not cover.
+        ValueError: for arguments that cannot work, an encoder whose last stage cannot be run on
+            regions, a number of images per step that is not ``batch``, or labels that ``num_classes``
+            does not cover.
         FloatingPointError: when a loss is NaN or infinite, naming images and step.
     """
 

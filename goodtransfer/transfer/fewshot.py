@@ -85,8 +85,8 @@ class FewShot(pl.LightningModule):
     ``episode_accuracies`` holds, by shot, the accuracy of each of the last test's episodes (E,).
 
     Raises:
-        ValueError: for an encoder whose features cannot tell images apart, other than two loaders,
-            or too few classes or images for an episode.
+        ValueError: for arguments that cannot work, an encoder whose features cannot tell images
+            apart, other than two loaders, or too few classes or images for an episode.
     """
 
     # What a data module gives as test loaders, in this order.

@@ -85,8 +85,9 @@ class Landmarks(pl.LightningModule):
     trained and untrained encoders).
 
     A batch is ``(images, target)``: RGB (N, 3, ``size``, ``size``), uint8 or float in [0, 1], and a
-    :class:`Target`. Faces of aligned images are much alike: a score tells something where it beats
-    the mean shape's, that is the training faces' mean predicted for every test face.
+    target with ``landmarks`` (N, K, 2), x and y in pixels of the view, and ``image_id`` (N,). Faces of
+    aligned images are much alike: a score tells something where it beats the mean shape's, that is the
+    training faces' mean predicted for every test face.
 
     Args:
         encoder: a name, a weight file (see ``weights.load_encoder``), or a module; copied.
@@ -103,7 +104,8 @@ class Landmarks(pl.LightningModule):
     ``landmark_error`` and, once trained, ``landmark_error_mean_shape``.
 
     Raises:
-        ValueError: for images of another size, or landmarks that are not (N, K, 2) or not finite.
+        ValueError: for ``eyes`` that are not two of the points, images of another size, or landmarks
+            that are not (N, K, 2) or not finite.
         FloatingPointError: when the loss is NaN or infinite.
     """
 

@@ -36,8 +36,10 @@ class LinearProbe(pl.LightningModule):
     set chooses. Give it images that are neither trained on nor reported: the data module's
     ``selection=0.1``.
 
+    Batches are ``((view,), label, index)``, index optional (:class:`goodtransfer.views.Batch`).
+
     Args:
-        encoder: a name, a weight file (see ``weights.load_encoder``), or a module.
+        encoder: a name, a weight file (see ``weights.load_encoder``), or a module; copied.
         num_classes: classes; None takes the data module's.
         lrs: the learning rates, for a batch of 256.
         head: a linear classifier that came with the encoder (``weights.load_head``), reported too.
@@ -49,8 +51,8 @@ class LinearProbe(pl.LightningModule):
     ``linear.png`` shows some test images with the class they are taken for.
 
     Raises:
-        ValueError: for an encoder whose features cannot tell images apart, or a data module of
-            another number of classes.
+        ValueError: for ``lrs`` that are not above 0, an encoder whose features cannot tell images
+            apart, or a data module of another number of classes.
         RuntimeError: when any weight or BN statistic of the encoder moves during the fit.
     """
 

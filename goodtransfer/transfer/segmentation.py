@@ -57,7 +57,8 @@ class Segmentation(StepTask):
         num_classes: None takes the data module's.
         batch: crops per optimizer step, over all ranks and micro-batches; with another number than 8
             the learning rate stays as it is given.
-        lr, min_lr: at the first step, and after the last.
+        lr: learning rate at the first step.
+        min_lr: after the last.
         iterations: steps of the fit.
         momentum: of SGD.
         weight_decay: of every parameter, norm layers' too.
@@ -72,8 +73,9 @@ class Segmentation(StepTask):
     ``city_segmentation.png``: images, the truth, and what was told.
 
     Raises:
-        ValueError: for an encoder that cannot be brought to stride 8, a number of crops per step that
-            is not ``batch``, or classes that do not fit.
+        ValueError: for arguments that cannot work, an encoder that cannot be brought to stride 8, a
+            number of crops per step that is not ``batch``, batch norm that sees one crop, or classes
+            that do not fit.
         FloatingPointError: when the loss is NaN or infinite, naming images and step.
     """
 

@@ -13,6 +13,11 @@ class Batch(NamedTuple):
         views: tuple of RGB tensors (N, 3, H, W), uint8 or float in [0, 1], not normalised.
         label: (N,) integers, -1 for an image without label; or None.
         index: (N,) integers, the image's number in its data set; or None.
+
+    >>> import torch
+    >>> views, label, index = Batch((torch.zeros(2, 3, 8, 8),), torch.tensor([4, -1]))
+    >>> len(views), label, index
+    (1, tensor([ 4, -1]), None)
     """
 
     views: tuple[Tensor, ...]
@@ -20,7 +25,14 @@ class Batch(NamedTuple):
     index: Tensor | None = None  # type: ignore[assignment]  # tuple.index is not missed
 
     def labels_for(self, who: str) -> Tensor:
-        """The labels, or a sentence that ``who`` cannot do without them."""
+        """The labels.
+
+        Args:
+            who: needs them, for the message.
+
+        Raises:
+            ValueError: where there are none.
+        """
         if self.label is None:
             raise ValueError(
                 f"Expected labels for {who}, but the loader gives none: batches are "
@@ -34,6 +46,18 @@ def as_batch(batch: Any) -> Batch:
 
     So torchvision's ImageFolder with a two-crop transform (``[[v1, v2], y]``), one view
     (``[v, y]``), and lightly's loaders (whose third entry is file names) work unchanged.
+
+    Args:
+        batch: such a sequence; a pair of views or one view by itself, (N, 3, H, W); or a Batch.
+
+    Raises:
+        ValueError: for anything else.
+
+    >>> import torch
+    >>> first, second = torch.zeros(2, 4, 3, 8, 8)
+    >>> batch = as_batch([[first, second], torch.arange(4)])
+    >>> len(batch.views), batch.label, batch.index
+    (2, tensor([0, 1, 2, 3]), None)
     """
     if isinstance(batch, Batch):
         return batch

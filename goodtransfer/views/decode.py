@@ -32,6 +32,12 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Pixel
 
     Raises:
         ImageReadError: naming the file and what is wrong with it.
+
+    >>> file = io.BytesIO()
+    >>> Image.new("L", (4, 2), color=7).save(file, "png")
+    >>> pixels = decode(file.getvalue())
+    >>> pixels.shape, pixels[0, 0].tolist()
+    ((2, 4, 3), [7, 7, 7])
     """
     name = "the given bytes" if isinstance(source, bytes) else str(source)
     try:

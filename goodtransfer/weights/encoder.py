@@ -37,6 +37,11 @@ def load_encoder(
     Raises:
         FileNotFoundError: for a path without a file.
         ValueError: for an unknown name, or a file that does not fit, with the names at fault.
+        ModuleNotFoundError: for ``timm:`` without timm, naming the extra.
+
+    >>> encoder = load_encoder("resnet10w8", normalize=Normalization((0.5,) * 3, (0.5,) * 3))
+    >>> encoder.name, encoder.channels[5], encoder.normalization.mean
+    ('resnet10w8', 64, (0.5, 0.5, 0.5))
     """
     if isinstance(encoder, str | Path):
         encoder = _resolve(encoder, partial, dialect)
@@ -47,7 +52,26 @@ def load_encoder(
 
 
 def inspect(encoder: str | Path, *, dialect: str | None = None) -> Report:
-    """What a weight file, or ``NAME@FILE``, holds, and how it fits; see :class:`Report`."""
+    """What a weight file holds, and how it fits the encoder that it is for.
+
+    Args:
+        encoder: the file, or ``NAME@FILE`` to see how it fits that architecture.
+        dialect: whose names they are, for a file that does not tell: ``dialects.DIALECTS``.
+
+    Raises:
+        FileNotFoundError: for a path without a file.
+        ValueError: for a file that cannot be read, or no file at all.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from goodtransfer.weights import save_encoder
+    >>> with TemporaryDirectory() as folder:
+    ...     path = save_encoder(f"{folder}/mine.pth", build("resnet10w8"), to="torchvision")
+    ...     report = inspect(path)
+    >>> report.dialect, report.architecture
+    ('torchvision, timm or smp, without a classifier', 'resnet10w8')
+    >>> len(report.matched), report.wanted, report.missing
+    (72, 72, ())
+    """
     name, path = _name_and_path(encoder)
     if path is None:
         raise ValueError(f"Expected a weight file or NAME@FILE, but got {encoder}.")
@@ -55,7 +79,26 @@ def inspect(encoder: str | Path, *, dialect: str | None = None) -> Report:
 
 
 def load_head(path: str | Path) -> nn.Linear | None:
-    """The linear classifier that one of our encoder files holds, or None."""
+    """The linear classifier that one of our encoder files holds.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The classifier, features (N, C) to logits; None where the file has none, or is not ours.
+
+    Raises:
+        FileNotFoundError: for a path without a file.
+        ValueError: for a file that cannot be read.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from goodtransfer.weights import save_encoder
+    >>> head = nn.Linear(64, 20)
+    >>> with TemporaryDirectory() as folder:
+    ...     path = save_encoder(f"{folder}/mine.safetensors", build("resnet10w8"), head=head)
+    ...     load_head(path)
+    Linear(in_features=64, out_features=20, bias=True)
+    """
     tensors, _, provenance = read(fetched(str(path)))
     if provenance is None or "head.weight" not in tensors:
         return None
@@ -66,6 +109,27 @@ def load_classifier(spec: str | Path, *, dialect: str | None = None) -> nn.Linea
     """The linear classifier beside the trunk in a file of ours, of torchvision, timm or transformers.
 
     Projections to 128 dimensions and the like are none.
+
+    Args:
+        spec: what :func:`load_encoder` takes: a file, ``NAME@FILE``, or a name, which has none.
+        dialect: whose names they are, for a file that does not tell: ``dialects.DIALECTS``.
+
+    Returns:
+        The classifier, features (N, C) to logits, or None.
+
+    Raises:
+        FileNotFoundError: for a path without a file.
+        ValueError: for a file that cannot be read.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from goodtransfer.weights import save_encoder
+    >>> head = nn.Linear(64, 20)
+    >>> with TemporaryDirectory() as folder:
+    ...     path = save_encoder(
+    ...         f"{folder}/theirs.pth", build("resnet10w8"), head=head, to="torchvision"
+    ...     )
+    ...     load_head(path), load_classifier(path)
+    (None, Linear(in_features=64, out_features=20, bias=True))
     """
     name, path = _name_and_path(spec)
     if path is None or path == "pretrained":

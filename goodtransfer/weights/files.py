@@ -41,6 +41,9 @@ class Provenance:
         encoder: name that rebuilds the architecture.
         normalization: the input convention, or None.
         origin: plain values: method, data, seed, versions, ...
+
+    >>> Provenance("resnet50", None, {"method": "MoCoV2", "seed": 0}).origin["method"]
+    'MoCoV2'
     """
 
     encoder: str
@@ -120,7 +123,23 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_provenance(path: str | Path) -> Provenance | None:
-    """What one of our files or Lightning checkpoints says of itself; None for anybody else's."""
+    """What one of our files or Lightning checkpoints says of itself; None for anybody else's.
+
+    Args:
+        path: such files end in ``.safetensors``, ``.ckpt`` or ``.pkl``; no other is opened.
+
+    Raises:
+        FileNotFoundError: for such a path without a file.
+        ValueError: for a file that cannot be read.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from goodtransfer.encoders import build
+    >>> from goodtransfer.weights import save_encoder
+    >>> with TemporaryDirectory() as folder:
+    ...     path = save_encoder(f"{folder}/mine.safetensors", build("resnet10w8"), seed=7)
+    ...     read_provenance(path).encoder
+    'resnet10w8'
+    """
     path = Path(path).expanduser()
     if path.suffix == ".safetensors":
         return _read_safetensors(path, header_only=True).provenance

@@ -28,6 +28,16 @@ class Report:
         notes: what is done to the weights beside copying.
         fault: why it is refused, in a sentence; empty where it is not.
         bearable: whether ``partial=True`` takes it all the same.
+
+    >>> names = {"matched": ("conv1.weight",), "missing": ("bn1.weight",)}
+    >>> print(Report("a.pth", "torchvision", "resnet50", "7x7", None, None, wanted=2, **names))
+    a.pth
+      dialect       torchvision
+      architecture  resnet50
+      stem          7x7
+      input         normalised already
+      tensors       1 of 2 matched, 1 missing (bn1.weight, ...), 0 unexpected, 0 left aside
+      parameters    0
     """
 
     path: str

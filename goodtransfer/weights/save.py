@@ -49,6 +49,16 @@ def save_encoder(
     Raises:
         ValueError: for a path that could not be read again, and for weights that the other library's
             network would run differently.
+
+    Returns:
+        The path.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from goodtransfer.weights import load_encoder, read_provenance
+    >>> with TemporaryDirectory() as folder:
+    ...     path = save_encoder(f"{folder}/mine.safetensors", build("resnet10w8"), seed=7)
+    ...     load_encoder(path).name, read_provenance(path).origin
+    ('resnet10w8', {'seed': 7})
     """
     path = Path(path)
     if path.suffix not in SUFFIXES_OF[to] or not path.parent.is_dir():
