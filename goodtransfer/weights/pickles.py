@@ -2,13 +2,16 @@
 
 import math
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from goodtransfer.foreign import plain
 
 
 class Inert:
@@ -165,17 +168,28 @@ def read_arrays(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            return _filled(_Arrays(file, encoding="latin1").load())
+            _check_memo(file, path.stat().st_size)
+            file.seek(0)
+            return _filled(_Arrays(file, encoding="latin1").load(), {})
     except Exception as error:  # a broken pickle can make the reader raise anything
         what = str(error) or type(error).__name__
         raise ValueError(
             f"Expected {path} to hold numpy arrays and plain types only, but it holds "
-            f"{what.splitlines()[0]}: get the weights as safetensors or from their author's page."
+            f"{plain(what.splitlines()[0])}: get the weights as safetensors or from their author's page."
         ) from error
 
 
-def _filled(content: Any) -> Any:
-    """The arrays in place of what stood for them; they lie in dicts of dicts."""
-    if isinstance(content, dict):
-        return {name: _filled(value) for name, value in content.items()}
-    return content.value if isinstance(content, _Array) else content
+def _check_memo(file: BinaryIO, size: int) -> None:
+    """Refuse a pickle that numbers what it remembers beyond its own bytes: room is made for all numbers."""
+    for opcode, argument, _ in pickletools.genops(file):
+        if "PUT" in opcode.name and int(str(argument)) > size:
+            raise pickle.UnpicklingError(f"{argument:,} values in {size:,} bytes")
+
+
+def _filled(content: Any, done: dict[int, Any]) -> Any:
+    """The arrays in place of what stood for them; they lie in dicts of dicts, one of which may come often."""
+    if not isinstance(content, dict):
+        return content.value if isinstance(content, _Array) else content
+    if id(content) not in done:
+        done[id(content)] = {name: _filled(value, done) for name, value in content.items()}
+    return done[id(content)]
