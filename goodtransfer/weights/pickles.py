@@ -2,11 +2,10 @@
 
 import math
 import pickle
-import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,8 +149,11 @@ _ADMITTED = {
 }
 
 
-class _Arrays(pickle.Unpickler):
-    """Finds nothing but the few names above, each of them a function of this file."""
+class _Arrays(pickle._Unpickler):
+    """Finds nothing but the few names above, each of them a function of this file.
+
+    It is Python's own in Python, since that in C makes room for as many values as a pickle numbers.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -168,8 +170,6 @@ def read_arrays(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            _check_memo(file, path.stat().st_size)
-            file.seek(0)
             return _filled(_Arrays(file, encoding="latin1").load(), {})
     except Exception as error:  # a broken pickle can make the reader raise anything
         what = str(error) or type(error).__name__
@@ -177,13 +177,6 @@ def read_arrays(path: Path) -> Any:
             f"Expected {path} to hold numpy arrays and plain types only, but it holds "
             f"{plain(what.splitlines()[0])}: get the weights as safetensors or from their author's page."
         ) from error
-
-
-def _check_memo(file: BinaryIO, size: int) -> None:
-    """Refuse a pickle that numbers what it remembers beyond its own bytes: room is made for all numbers."""
-    for opcode, argument, _ in pickletools.genops(file):
-        if "PUT" in opcode.name and int(str(argument)) > size:
-            raise pickle.UnpicklingError(f"{argument:,} values in {size:,} bytes")
 
 
 def _filled(content: Any, done: dict[int, Any]) -> Any:
