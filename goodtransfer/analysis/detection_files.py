@@ -198,7 +198,11 @@ def _read_safetensors(path: Path, truth: GroundTruth) -> Detections:
             f"Expected images, labels, scores and boxes in {path}, but {missing[0]} is missing: "
             "pass the file that the study wrote."
         )
-    odd = [f"{key} {columns[key].dtype}" for key in _KINDS if columns[key].dtype.kind not in _KINDS[key]]
+    odd = [
+        f"{key} {columns[key].dtype}"
+        for key in _KINDS
+        if columns[key].dtype.kind not in _KINDS[key]
+    ]
     if odd:
         raise ValueError(
             f"Expected whole numbers as images and labels in {path}, and real ones as scores and "

@@ -107,7 +107,9 @@ class CelebADataModule(ImageDataModule):
         chosen = np.isin(partition, _TRAINED[self.partition])
         for part in _LEFT_OUT[self.leave_out_mafl]:
             names = mafl_names(self.root, part, self._skips)
-            chosen &= ~np.isin(faces.names, np.array([os.fsencode(n) for n in names], dtype=np.bytes_))
+            chosen &= ~np.isin(
+                faces.names, np.array([os.fsencode(n) for n in names], dtype=np.bytes_)
+            )
         source = found(self.root, *_PARTITIONS, tree=TREE)
         train = self.existing(faces.take(chosen), source)
         people, labels = np.unique(train.labels, return_inverse=True)

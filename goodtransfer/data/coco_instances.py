@@ -184,8 +184,7 @@ class _Reader:
             os.fsencode(inside(image.file_name, self.source))
         except ValueError:
             raise FaultError(
-                f"to have a file_name that stays in the folder, but found "
-                f"{shown(image.file_name)}"
+                f"to have a file_name that stays in the folder, but found {shown(image.file_name)}"
             ) from None
         return image
 
@@ -197,7 +196,9 @@ class _Reader:
         x, y, width, height = map(float, entry["bbox"])
         area, crowd = float(entry["area"]), (False, True).index(entry["iscrowd"])
         if not math.isfinite(x + y + width + height + area) or min(width, height, area) < 0:
-            raise FaultError(f"to have a size, but found bbox {shown(entry['bbox'])} and area {area}")
+            raise FaultError(
+                f"to have a size, but found bbox {shown(entry['bbox'])} and area {area}"
+            )
         # Partly outside is clipped where it matters; that far outside it is of another image.
         if max(x - image.width, y - image.height, -x - width, -y - height) > 1:
             raise FaultError(

@@ -155,7 +155,9 @@ class MiniImageNetDataModule(ImageDataModule):
             words = [word.strip() for word in line.split(",")]
             try:
                 if len(words) != 2 or not all(words):
-                    raise ValueError(f"Expected two words, {heading}, but found {shown(line.strip())}.")
+                    raise ValueError(
+                        f"Expected two words, {heading}, but found {shown(line.strip())}."
+                    )
                 label, name = words if heading.startswith("class_name") else words[::-1]
                 inside(label, source)  # a folder, too
                 row = label, inside(path(label, name), source)

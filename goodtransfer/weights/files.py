@@ -138,7 +138,9 @@ def _read_safetensors(path: Path, *, header_only: bool = False) -> Content:
             own = (file.metadata() or {}).get(HEADER)
             names = [] if header_only else list(file.keys())
             tensors = {name: file.get_tensor(name) for name in names}
-    except Exception as error:  # it names types that torch lacks, claims sizes that nothing has, ...
+    except (
+        Exception
+    ) as error:  # it names types that torch lacks, claims sizes that nothing has, ...
         reason = plain(str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise ValueError(f"Expected a safetensors file, but {path} is damaged: {reason}") from error
     if not (tensors or header_only or own):  # an encoder of pixels has none

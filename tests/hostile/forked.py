@@ -23,7 +23,12 @@ _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.sym
 
 
 def outcomes(
-    case: Callable[[int], Any], count: int, folder: Path, *, seconds: float = 20, gigabytes: float = 3
+    case: Callable[[int], Any],
+    count: int,
+    folder: Path,
+    *,
+    seconds: float = 20,
+    gigabytes: float = 3,
 ) -> list[str]:
     """What became of each case: `RESULT`, `SENTENCE`, or what is wrong with it.
 

@@ -146,7 +146,13 @@ def mutated_tree(tree, random: Random):
 
 def _places(tree):
     """Every list or dict with every key, the lower the rarer: a file has few lists and many numbers."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    items = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     for key, value in items:
         yield tree, key
         yield from _places(value)

@@ -40,7 +40,9 @@ def world(tmp_path_factory):
 
 
 def findings_of(root, layout):
-    module = getattr(goodtransfer, MODULES[layout])(root, on_error="skip", **OPTIONS.get(layout, {}))
+    module = getattr(goodtransfer, MODULES[layout])(
+        root, on_error="skip", **OPTIONS.get(layout, {})
+    )
     return check(module)
 
 
@@ -48,13 +50,17 @@ def findings_of(root, layout):
 def test_broken_data_sets(world):
     """Any file of a data set, of whatever kind, is broken; all faults are sentences that name it."""
     layouts = list(MODULES)
-    paths = {layout: sorted(p for p in (world / layout).rglob("*") if p.is_file()) for layout in layouts}
+    paths = {
+        layout: sorted(p for p in (world / layout).rglob("*") if p.is_file()) for layout in layouts
+    }
 
     def case(number):
         random, layout = dice("data check", number), layouts[number % len(layouts)]
         path = random.choice(paths[layout])
         if random.random() < 0.5:  # lists and annotations are few
-            path = random.choice([p for p in paths[layout] if p.suffix not in (".jpg", ".png", ".JPEG")])
+            path = random.choice(
+                [p for p in paths[layout] if p.suffix not in (".jpg", ".png", ".JPEG")]
+            )
         before = path.read_bytes()
         path.write_bytes(mutated(before, random))
         try:
@@ -77,7 +83,9 @@ def test_broken_data_sets(world):
 
 
 def folder(root):
-    made = goodtransfer.ImageFolderDataModule(root, train=".", val=None, labelled=False, on_error="skip")
+    made = goodtransfer.ImageFolderDataModule(
+        root, train=".", val=None, labelled=False, on_error="skip"
+    )
     return check(made)
 
 
@@ -127,7 +135,9 @@ def test_links_that_double_the_tree_with_every_folder(tmp_path):
     picture(tmp_path / "30" / "a.jpg")
     root.symlink_to(tmp_path / "0")
     start = time.perf_counter()
-    with pytest.raises(ValueError, match=r"more than 64 links lead to one folder, [ab/]+: remove some"):
+    with pytest.raises(
+        ValueError, match=r"more than 64 links lead to one folder, [ab/]+: remove some"
+    ):
         files.scan_flat(root)
     assert time.perf_counter() - start < 5
 

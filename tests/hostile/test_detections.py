@@ -50,7 +50,9 @@ def results():
 def instances(names=CLASSES):
     return {
         "images": [{"id": n, "width": 40, "height": 30} for n in (11, 5, 7)],
-        "categories": [{"id": (3, 8)[n] if n < 2 else n + 7, "name": name} for n, name in enumerate(names)],
+        "categories": [
+            {"id": (3, 8)[n] if n < 2 else n + 7, "name": name} for n, name in enumerate(names)
+        ],
         "annotations": [
             {"image_id": 11, "category_id": 3, "bbox": [0, 0, 9, 9], "iscrowd": 0},
             {"image_id": 7, "category_id": 8, "bbox": [5, 2, 4, 2]},
@@ -102,12 +104,16 @@ def header(tree):
 
 
 HARMFUL = {
-    "names nested without end": study(images=["a"]).replace(b'[\\"a\\"]', b"[" * 900 + b"1" + b"]" * 900),
+    "names nested without end": study(images=["a"]).replace(
+        b'[\\"a\\"]', b"[" * 900 + b"1" + b"]" * 900
+    ),
     "no columns at all": save({"x": np.zeros(1)}, {"images": '["11"]', "class_names": '["cat"]'}),
     "names that are none": save(columns(), {"images": "3", "class_names": "null"}),
     "numbers without rows": study(**{key: np.array(0) for key in columns()}),
     "labels that are real": study(labels=np.array([0.0, np.nan, 1.0])),
-    "images that are real": study(images=("11", "5", "7"), labels=np.array([0, 1, 1]), scores=np.ones(3) * 1j),
+    "images that are real": study(
+        images=("11", "5", "7"), labels=np.array([0, 1, 1]), scores=np.ones(3) * 1j
+    ),
     "labels of 64 bits": study(labels=np.array([0, 1, 2**64 - 1], np.uint64)),
     "labels of two columns": study(labels=np.zeros((3, 2), np.int64)),
     "boxes without end": study(boxes=np.full((3, 4), np.inf, np.float32)),
@@ -146,7 +152,13 @@ def test_files_of_a_study_made_to_harm(name, tmp_path):
 
 @pytest.mark.parametrize(
     "image",
-    [{"id": 11, "width": 10**30, "height": 3}, {"id": 11, "width": float("inf")}, {"id": 10**4000}, {"id": [1]}, 7],
+    [
+        {"id": 11, "width": 10**30, "height": 3},
+        {"id": 11, "width": float("inf")},
+        {"id": 10**4000},
+        {"id": [1]},
+        7,
+    ],
 )
 def test_images_of_impossible_sizes(image, tmp_path):
     path = tmp_path / "gt.json"
@@ -157,11 +169,23 @@ def test_images_of_impossible_sizes(image, tmp_path):
 def test_a_fault_of_the_whole_ground_truth_names_its_file(tmp_path):
     path = tmp_path / "gt.json"
     path.write_text(json.dumps(instances(("cat", "cat"))))
-    with pytest.raises(ValueError, match=r"^Expected COCO's ground truth in .*gt.json: .*'cat' more than once"):
+    with pytest.raises(
+        ValueError, match=r"^Expected COCO's ground truth in .*gt.json: .*'cat' more than once"
+    ):
         read_coco(path)
 
 
-NAMES = ["$\\frac{$", "a,b=c", "new\nline", "\x1b[2J", "\ud800", "x" * 3000, "Ünï, 漢字", "%s", "<b>"]
+NAMES = [
+    "$\\frac{$",
+    "a,b=c",
+    "new\nline",
+    "\x1b[2J",
+    "\ud800",
+    "x" * 3000,
+    "Ünï, 漢字",
+    "%s",
+    "<b>",
+]
 
 
 @pytest.mark.filterwarnings("ignore:Glyph:UserWarning")

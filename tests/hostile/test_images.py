@@ -129,7 +129,9 @@ def scans(count, side):
     blocks = (side // 8) ** 2
     parts.append(b"\xff\xda\x00\x08\x01\x01\x00\x00\x00\x00" + bytes(-(-blocks // 8)))
     run = b"\x7f\xff" * (blocks // 2**14 + 1)
-    parts += [b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00" + run.replace(b"\xff", b"\xff\x00")] * count
+    parts += [
+        b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00" + run.replace(b"\xff", b"\xff\x00")
+    ] * count
     return b"".join(parts) + b"\xff\xd9"
 
 
@@ -162,7 +164,9 @@ def test_a_file_that_is_larger_than_an_image_can_be(tmp_path):
     path.write_bytes(encoded("RGB", "PNG"))
     os.truncate(path, 2**42)  # takes no room
     for read in (decode, LabelReader(1, 8, IDS)):
-        with pytest.raises(ImageReadError, match=r"sparse.png, but cannot read it: .*File too large"):
+        with pytest.raises(
+            ImageReadError, match=r"sparse.png, but cannot read it: .*File too large"
+        ):
             read(str(path))
 
 

@@ -29,7 +29,9 @@ DEPTHS = [10, 200, *range(900, 1000, 7), 5_000, 100_000]
 
 
 def runs(seed=0):
-    mask = np.asfortranarray(np.random.default_rng(seed).uniform(size=(12, 16)) < 0.5).astype(np.uint8)
+    mask = np.asfortranarray(np.random.default_rng(seed).uniform(size=(12, 16)) < 0.5).astype(
+        np.uint8
+    )
     found = official.encode(np.asfortranarray(mask))
     return {"size": found["size"], "counts": found["counts"].decode()}
 
@@ -120,7 +122,9 @@ def test_broken_ground_truth_and_results(tmp_path):
         files = [text(tree) for tree in trees]
         which = random.randrange(2)
         files[which] = (
-            text(mutated_tree(trees[which], random)) if number % 2 else mutated(files[which], random)
+            text(mutated_tree(trees[which], random))
+            if number % 2
+            else mutated(files[which], random)
         )
         for path, content in zip((world, found), files, strict=True):
             path.write_bytes(content)
@@ -173,7 +177,9 @@ def test_what_is_shown_is_short_and_on_one_line():
 # --- Numbers
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400, "9" * 5000, "1e308"])
+@pytest.mark.parametrize(
+    "number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400, "9" * 5000, "1e308"]
+)
 @pytest.mark.parametrize("key", ["id", "width", "bbox", "area", "score", "image_id"])
 def test_numbers_that_are_none(key, number, root):
     world = json.loads(text(instances()))
@@ -232,7 +238,9 @@ def test_a_polygon_to_and_fro_without_end_is_refused_at_once(tmp_path):
             {"image_id": 1, "category_id": 3, "area": 1, "segmentation": far},
         ],
     }  # fmt: skip
-    with pytest.raises(ValueError, match="annotation number 0 of `ground_truth` to have polygons in its"):
+    with pytest.raises(
+        ValueError, match="annotation number 0 of `ground_truth` to have polygons in its"
+    ):
         coco_ap(world, [], "segm")
     world["images"][0]["height"] = 10**9
     with pytest.raises(ValueError, match="image number 0 of `ground_truth`.*1000000000"):
@@ -246,7 +254,9 @@ def test_a_polygon_to_and_fro_without_end_is_refused_at_once(tmp_path):
 def test_damaged_run_lengths_do_not_reach_pycocotools(of, counts, tmp_path):
     trees = {"annotations": instances(), "results": results()}
     mask = {"size": [12, 16], "counts": counts}
-    (trees["results"] if of == "results" else trees["annotations"]["annotations"])[1]["segmentation"] = mask
+    (trees["results"] if of == "results" else trees["annotations"]["annotations"])[1][
+        "segmentation"
+    ] = mask
     for name, tree in trees.items():
         (tmp_path / f"{name}.json").write_bytes(text(tree))
 
@@ -282,7 +292,9 @@ def test_any_text_as_run_lengths_is_a_mask_or_refused(counts):
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -298,7 +310,11 @@ def test_any_value_as_a_segmentation_is_a_mask_or_refused(segmentation):
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.dictionaries(st.sampled_from(["images", "annotations", "categories"]), st.lists(VALUES, max_size=4)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["images", "annotations", "categories"]), st.lists(VALUES, max_size=4)
+    )
+)
 def test_any_lists_are_scored_or_refused(world):
     for read in (lambda: coco_ap(world, []), lambda: coco_ap(world, [], "segm")):
         try:

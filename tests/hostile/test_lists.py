@@ -22,7 +22,9 @@ from forked import assert_clean, fault_of, outcomes
 from mutations import CASES, NAMES, dice, mutated
 
 POINTS = "60 90 110 91 85 120 65 150 105 151"
-HEADING = " ".join(f"{p}_{a}" for p in ("lefteye", "righteye", "nose", "leftmouth", "rightmouth") for a in "xy")
+HEADING = " ".join(
+    f"{p}_{a}" for p in ("lefteye", "righteye", "nose", "leftmouth", "rightmouth") for a in "xy"
+)
 FACES = [f"{n:06d}.jpg" for n in range(1, 13)]
 
 
@@ -37,10 +39,17 @@ def lists():
         "places365/places365_val.txt": ["v1.jpg 0", "v2.jpg 1"],
         "celeba/identity_CelebA.txt": [f"{name} {n % 4 + 1}" for n, name in enumerate(FACES)],
         "celeba/list_eval_partition.txt": [f"{name} {n % 4 // 2}" for n, name in enumerate(FACES)],
-        "celeba/list_landmarks_align_celeba.txt": ["12", HEADING, *(f"{name} {POINTS}" for name in FACES)],
+        "celeba/list_landmarks_align_celeba.txt": [
+            "12",
+            HEADING,
+            *(f"{name} {POINTS}" for name in FACES),
+        ],
         "celeba/MAFL/training.txt": FACES[:4],
         "celeba/MAFL/testing.txt": FACES[4:6],
-        "mini/train.csv": ["filename,label", *(f"n01{n % 3}{n:05d}.jpg,n01{n % 3}" for n in range(6))],
+        "mini/train.csv": [
+            "filename,label",
+            *(f"n01{n % 3}{n:05d}.jpg,n01{n % 3}" for n in range(6)),
+        ],
         "mini/val.csv": ["class_name,image_name", "n010,a.jpg", "n010,b.jpg"],
         "mini/test.csv": ["class_name,image_name", "n011,a.jpg"],
         "voc/VOCdevkit/VOC2007/ImageSets/Main/trainval.txt": ["1", "2 1", "3 -1"],
@@ -168,7 +177,9 @@ def test_lists_in_other_encodings(content, world):
             restore()
 
     found = outcomes(case, 2 * len(names), world, gigabytes=0.5)
-    assert {*found} <= {"a result", "one sentence"}, dict(zip([n for n in names for _ in "ab"], found))
+    assert {*found} <= {"a result", "one sentence"}, dict(
+        zip([n for n in names for _ in "ab"], found)
+    )
 
 
 def test_a_mark_in_front_is_passed_over(world):
@@ -180,7 +191,9 @@ def test_a_mark_in_front_is_passed_over(world):
             restore()
 
 
-@pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "/etc/passwd", "..\\secret.jpg", "C:\\a"])
+@pytest.mark.parametrize(
+    "name", ["../secret.jpg", "a/../../secret.jpg", "/etc/passwd", "..\\secret.jpg", "C:\\a"]
+)
 def test_names_that_lead_elsewhere_are_not_followed(name, world):
     """No file outside of the data set's folder is opened, and what is found names the list."""
     (world / "secret.jpg").touch()
@@ -195,7 +208,9 @@ def test_names_that_lead_elsewhere_are_not_followed(name, world):
             sys.addaudithook(watch)
         file, rows = files[number], lists()[files[number]]
         last = rows[-1].replace(",", " ").split()[0]
-        restore = rewritten(world / file, "\n".join([*rows, rows[-1].replace(last, name, 1)]).encode())
+        restore = rewritten(
+            world / file, "\n".join([*rows, rows[-1].replace(last, name, 1)]).encode()
+        )
         try:
             assert looked_through(world, file)
         finally:
@@ -222,7 +237,9 @@ def test_a_list_without_classes(world):
     name = "places365/categories_places365.txt"
     restore = rewritten(world / name, b"\n")
     try:
-        with pytest.raises(ValueError, match=r"numbers of classes in .*places365.txt, but found none"):
+        with pytest.raises(
+            ValueError, match=r"numbers of classes in .*places365.txt, but found none"
+        ):
             looked_through(world, name, "raise")
     finally:
         restore()
@@ -244,7 +261,9 @@ def test_the_fingerprint_of_voc_stays_in_its_folder(world):
     for entry in (b"../../x", b"a\0b"):
         restore = rewritten(world / name, b"4\n" + entry + b"\n")
         try:
-            with pytest.raises(ValueError, match="names of files below the data set's folder in .*ImageSets"):
+            with pytest.raises(
+                ValueError, match="names of files below the data set's folder in .*ImageSets"
+            ):
                 voc_fingerprint(world / "voc", ["2007/test"])
         finally:
             restore()
@@ -254,7 +273,9 @@ def test_the_fingerprint_of_voc_stays_in_its_folder(world):
 
 
 @settings(max_examples=1000, deadline=None, derandomize=True)
-@given(st.text(max_size=40) | st.sampled_from(NAMES) | st.from_regex(r"[./\\a:]{1,12}", fullmatch=True))
+@given(
+    st.text(max_size=40) | st.sampled_from(NAMES) | st.from_regex(r"[./\\a:]{1,12}", fullmatch=True)
+)
 def test_a_name_that_is_taken_stays_inside(name):
     try:
         inside(name, Path("list.txt"))

@@ -49,7 +49,11 @@ def checkpoint(weights):
 def good(kind, weights):
     """Files of a kind, with the ending that they have."""
     arrays = {f"stem.{name}": value.numpy() for name, value in weights.items()}
-    header = {"encoder": "resnet10w8", "normalization": [[0.5] * 3, [0.25] * 3], "origin": {"seed": 1}}
+    header = {
+        "encoder": "resnet10w8",
+        "normalization": [[0.5] * 3, [0.25] * 3],
+        "origin": {"seed": 1},
+    }
     return {
         "safetensors": [
             (safetensors(dict(weights), {"goodtransfer": json.dumps(header)}), ".safetensors"),
@@ -163,7 +167,9 @@ def test_a_hundred_thousand_beginnings_of_a_name(tmp_path):
     assert found == ["a result", "one sentence"]
 
 
-@pytest.mark.parametrize("name", ["a.\n.conv1.weight", "\x1b[2J.conv1.weight", "x" * 900 + ".conv1.weight", "\u202e"])
+@pytest.mark.parametrize(
+    "name", ["a.\n.conv1.weight", "\x1b[2J.conv1.weight", "x" * 900 + ".conv1.weight", "\u202e"]
+)
 def test_names_are_printed_on_one_line(name, weights, tmp_path, capsys):
     path = tmp_path / "net.safetensors"
     save_file(dict(weights) | {f"layer1.{name}": torch.zeros(2)}, path)
@@ -182,7 +188,9 @@ def test_a_name_of_a_megabyte_is_refused(weights, tmp_path):
 
 
 def test_the_origin_is_printed_on_one_line(tmp_path):
-    path = save_encoder(tmp_path / "e.safetensors", build("pixels8"), method="a\nb\x1b[2J", note="x" * 10**5)
+    path = save_encoder(
+        tmp_path / "e.safetensors", build("pixels8"), method="a\nb\x1b[2J", note="x" * 10**5
+    )
     (line,) = [line for line in str(inspect(path)).splitlines() if "provenance" in line]
     assert line.isprintable()
     assert "method a\\nb\\x1b[2J" in line
@@ -219,7 +227,10 @@ def test_a_header_that_names_an_unknown_network(tmp_path):
         header = {"encoder": name, "normalization": None, "origin": {}}
         save_file({"w": torch.zeros(2)}, path, metadata={"goodtransfer": json.dumps(header)})
         (told,) = outcomes(lambda _, path=path: load_encoder(path), 1, tmp_path, seconds=30)
-        assert told in ("one sentence", "a result") or told.startswith("names no file"), (name, told)
+        assert told in ("one sentence", "a result") or told.startswith("names no file"), (
+            name,
+            told,
+        )
 
 
 @pytest.mark.parametrize(
@@ -256,7 +267,9 @@ def test_half_a_classifier(head, weights, tmp_path):
 # --- Types and kinds of tensors
 
 
-@pytest.mark.parametrize("kind", ["F4", "F6_E2M3", "F8_E8M0", "F8_E4M3", "F8_E5M2", "BF16", "C64", "U64", "BOOL", "I8"])
+@pytest.mark.parametrize(
+    "kind", ["F4", "F6_E2M3", "F8_E8M0", "F8_E4M3", "F8_E5M2", "BF16", "C64", "U64", "BOOL", "I8"]
+)
 def test_every_type_that_safetensors_knows(kind, tmp_path):
     bits = {"F4": 4, "F6_E2M3": 6, "BF16": 16, "C64": 64, "U64": 64}.get(kind, 8)
     size = 8 * bits // 8

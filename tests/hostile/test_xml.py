@@ -91,7 +91,9 @@ def test_annotations_made_to_harm(name, tmp_path):
 def test_an_annotation_in_every_encoding_that_python_has(tmp_path):
     """Those that are no encodings of texts, such as rot13 and zlib, among them."""
     path = tmp_path / "000001.xml"
-    names = sorted({*encodings.aliases.aliases.values(), "idna", "punycode", "undefined", "nonsense"})
+    names = sorted(
+        {*encodings.aliases.aliases.values(), "idna", "punycode", "undefined", "nonsense"}
+    )
     assert len(names) > 90
 
     def case(number):
