@@ -259,7 +259,7 @@ def _read_voc(folder: Path, truth: GroundTruth) -> Detections:
         for number, line in enumerate(lines(files[name]), 1)
         if line.strip()
     ]
-    image, scores, boxes, labels, lines = _columns(rows, 5)
+    image, scores, boxes, labels, numbers = _columns(rows, 5)
     found = Detections(
         np.array(image, np.int64),
         np.array(labels, np.int64),
@@ -267,7 +267,7 @@ def _read_voc(folder: Path, truth: GroundTruth) -> Detections:
         np.array(boxes, np.float64).reshape(-1, 4),
     )
     return checked(
-        found, truth, lambda row: f"line {lines[row]} of {files[truth.class_names[labels[row]]]}"
+        found, truth, lambda row: f"line {numbers[row]} of {files[truth.class_names[labels[row]]]}"
     )
 
 
@@ -282,8 +282,7 @@ def _parsed(line: str, places: Mapping[str, int], where: str) -> tuple[int, floa
         score, x1, y1, x2, y2 = map(float, numbers)
     except ValueError:
         raise ValueError(
-            f"Expected image, score, x1, y1, x2 and y2, but {where} is "
-            f"{shown(line.strip(), 100)}: "
+            f"Expected image, score, x1, y1, x2 and y2, but {where} is {shown(line.strip(), 100)}: "
             "correct it."
         ) from None
     return places[image], score, [x1, y1, x2, y2]

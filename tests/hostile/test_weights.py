@@ -1,4 +1,4 @@
-"""Weight files that are broken by chance, and some that tests/weights/test_safety.py has not: made to take for ever."""
+"""Weight files broken by chance, and such as are made to take for ever; tests/weights has the rest."""
 
 import io
 import json
