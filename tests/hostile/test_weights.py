@@ -235,8 +235,10 @@ def test_a_header_that_names_an_unknown_network(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    ['{"image_mean": [1e999, 0, 0], "image_std": [1, 1, 1]}', f'{{"image_mean": [{10**400}, 0, 0], "image_std": [1, 1, 1]}}',
-     '{"image_mean": [0, 0, 0], "image_std": [1, NaN, 1]}', '{"image_mean": [0, 0, 0], "image_std": [1, -1, 1]}', "[1, 2]", "7",
+    ['{"image_mean": [1e999, 0, 0], "image_std": [1, 1, 1]}', "[1, 2]", "7",
+     f'{{"image_mean": [{10**400}, 0, 0], "image_std": [1, 1, 1]}}',
+     '{"image_mean": [0, 0, 0], "image_std": [1, NaN, 1]}',
+     '{"image_mean": [0, 0, 0], "image_std": [1, -1, 1]}',
      "[" * 100_000, '{"pretrained_cfg": {"mean": 7}}', "\0", '{"image_mean": "abc", "image_std": "abc"}'],
 )  # fmt: skip
 def test_settings_beside_the_weights_that_cannot_be(settings, weights, tmp_path):
