@@ -201,7 +201,7 @@ def _read_safetensors(path: Path, truth: GroundTruth) -> Detections:
     odd = [
         f"{key} {columns[key].dtype}"
         for key in _KINDS
-        if columns[key].dtype.kind not in _KINDS[key]
+        if columns[key].size and columns[key].dtype.kind not in _KINDS[key]
     ]
     if odd:
         raise ValueError(

@@ -342,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--similar", nargs="+", metavar="CLASS,CLASS",
         help="groups of similar classes (default: for VOC's the toolbox's, else none)")  # fmt: skip
     add("--panels", nargs="+", metavar="CLASS",
-        help="of the figures, or TITLE=CLASS,CLASS for a mean (default: every class, of up to 100)")  # fmt: skip
+        help="of the figures, or TITLE=CLASS,CLASS for a mean (default: every class, up to 100)")  # fmt: skip
     add("--double-count", action="store_true",
         help="read Figure 1 as the toolbox does, which counts background twice")  # fmt: skip
     add("--ap", choices=("11-point", "area"), default="11-point",

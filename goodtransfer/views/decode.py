@@ -19,7 +19,7 @@ Pixels = NDArray[np.uint8]  # RGB (height, width, 3)
 MAX_PIXELS = 178_956_970
 
 # What PIL is asked for, since it knows more: EPS it hands to Ghostscript, a program.
-_KINDS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
+_KINDS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
 # Decoding takes as long as pixels times scans. A progressive JPEG has ten; thousands fit in a megabyte.
 _SCANNED, _MAX_SCANS = 2**22, 100  # pixels from which on they are counted
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # of those that a length follows, and the last

@@ -44,7 +44,9 @@ def dice(kind: str, number: int) -> Random:
     return Random(f"{SEED}/{kind}/{number}")
 
 
-def mutated(content: bytes, random: Random, other: bytes = b"", ends: int = 4096) -> bytes:
+def mutated(
+    content: bytes, random: Random, other: bytes = b"", ends: int = 4096, *, gentle: bool = False
+) -> bytes:
     """The content after some blows; most fall near its beginning or end, where its structure is.
 
     Args:
@@ -52,8 +54,12 @@ def mutated(content: bytes, random: Random, other: bytes = b"", ends: int = 4096
         random: the case's.
         other: another good file, to take parts of.
         ends: how many bytes are near.
+        gentle: one blow, which changes a bit or a word.
     """
     broken = bytearray(content)
+    if gentle:
+        random.choice((_flip, _token))(broken, random, other or content, ends)
+        return bytes(broken)
     for _ in range(random.choice((1, 1, 1, 2, 4, 16))):
         random.choice(_BLOWS)(broken, random, other or content, ends)
     return bytes(broken)

@@ -34,7 +34,7 @@ def test_broken_annotations(tmp_path):
 
     def case(number):
         random = dice("xml", number)
-        path.write_bytes(mutated(GOOD, random))
+        path.write_bytes(mutated(GOOD, random, gentle=number % 2 == 0))
         found = read_annotation(path, NUMBERS)
         assert min(found.width, found.height) >= 1
         for x1, y1, x2, y2 in found.boxes:
