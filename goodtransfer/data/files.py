@@ -26,8 +26,9 @@ from goodtransfer.foreign import shown
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 _LONGEST = 1024  # characters of a path, as the strictest of systems; all names are packed this wide
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_DOUBTFUL = re.compile(r"^/|\.\.|[\\:\x00-\x1f\x7f]|.{64}")
+# What breaks a line, gives orders to a terminal, or has it write backward.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_DOUBTFUL = re.compile(rf"^/|\.\.|[\\:]|.{{64}}|{_CONTROL.pattern}")
 _LINKED = 64  # times that one folder may be come to
 
 _INDEX_VERSION = 1

@@ -27,7 +27,7 @@ MODULES = {
     "synthia": "SYNTHIASegmentationDataModule",
     "cityscapes": "CityscapesDataModule",
     "voc": "VOCDetectionDataModule",
-    "mini_imagenet": "MiniImageNetDataModule",
+    "mini": "MiniImageNetDataModule",
 }
 OPTIONS = {"voc": {"class_names": toy.CLASSES}, "coco": {"masks": True}}
 
@@ -36,6 +36,7 @@ OPTIONS = {"voc": {"class_names": toy.CLASSES}, "coco": {"masks": True}}
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     toy_layouts.make_all(root, images=60, size=32)
+    toy_layouts.make_mini_imagenet(root / "mini", per_class=2, size=32)
     return root
 
 
@@ -142,7 +143,7 @@ def test_links_that_double_the_tree_with_every_folder(tmp_path):
     assert time.perf_counter() - start < 5
 
 
-@pytest.mark.parametrize("layout", ["coco", "voc", "mini_imagenet", "celeba"])
+@pytest.mark.parametrize("layout", ["coco", "voc", "mini", "celeba"])
 def test_paths_out_of_the_root_are_never_opened(layout, world, tmp_path):
     """Wherever a list or an annotation names a file, the name leads out of the folder."""
     root = shutil.copytree(world / layout, tmp_path / layout)

@@ -35,8 +35,8 @@ def columns(**changed):
     } | changed
 
 
-def study(images=("11", "5", "7"), class_names=CLASSES, **changed):
-    described = {"images": json.dumps(images), "class_names": json.dumps(class_names)}
+def study(names=("11", "5", "7"), class_names=CLASSES, **changed):
+    described = {"images": json.dumps(names), "class_names": json.dumps(class_names)}
     return save(columns(**changed), described)
 
 
@@ -104,16 +104,15 @@ def header(tree):
 
 
 HARMFUL = {
-    "names nested without end": study(images=["a"]).replace(
+    "names nested without end": study(names=["a"]).replace(
         b'[\\"a\\"]', b"[" * 900 + b"1" + b"]" * 900
     ),
     "no columns at all": save({"x": np.zeros(1)}, {"images": '["11"]', "class_names": '["cat"]'}),
     "names that are none": save(columns(), {"images": "3", "class_names": "null"}),
     "numbers without rows": study(**{key: np.array(0) for key in columns()}),
     "labels that are real": study(labels=np.array([0.0, np.nan, 1.0])),
-    "images that are real": study(
-        images=("11", "5", "7"), labels=np.array([0, 1, 1]), scores=np.ones(3) * 1j
-    ),
+    "images that are real": study(images=np.array([0.5, 1.0, 2.0])),
+    "scores that are complex": study(scores=np.ones(3, np.complex64)),
     "labels of 64 bits": study(labels=np.array([0, 1, 2**64 - 1], np.uint64)),
     "labels of two columns": study(labels=np.zeros((3, 2), np.int64)),
     "boxes without end": study(boxes=np.full((3, 4), np.inf, np.float32)),

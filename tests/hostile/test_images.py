@@ -95,7 +95,8 @@ def test_broken_labels(tmp_path):
         classes = readers[number % 2](str(path))
         assert set(np.unique(classes)) <= {255, 0, 1}
 
-    assert_clean(outcomes(case, CASES["label"], tmp_path), CASES["label"])
+    found = outcomes(case, CASES["label"], tmp_path)
+    assert_clean(found, CASES["label"], least=0.02)  # a PNG has sums to check its bytes by
 
 
 # --- What would start a program, take for ever, or fill the memory
@@ -156,7 +157,7 @@ def test_scans_are_counted_in_the_image_alone():
     note = b"\xff\xe5\x02\x02" + b"\xff\xda" * 256
     content = stream.getvalue()
     content = content[:2] + note + content[2:] + b"\xff\xda" * 1000
-    assert (decode(content) == (9, 99, 199)).all(2).mean() > 0.9
+    assert np.abs(decode(content).astype(int) - (9, 99, 199)).max() <= 3
 
 
 def test_a_file_that_is_larger_than_an_image_can_be(tmp_path):

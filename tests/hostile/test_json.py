@@ -299,7 +299,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(VALUES)
 def test_any_value_as_a_segmentation_is_a_mask_or_refused(segmentation):
     try:

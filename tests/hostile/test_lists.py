@@ -178,7 +178,7 @@ def test_lists_in_other_encodings(content, world):
 
     found = outcomes(case, 2 * len(names), world, gigabytes=0.5)
     assert {*found} <= {"a result", "one sentence"}, dict(
-        zip([n for n in names for _ in "ab"], found)
+        zip([n for n in names for _ in "ab"], found, strict=True)
     )
 
 

@@ -109,8 +109,8 @@ PICKLES = {
     "a frame of 2^62": b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b"}.",
     "a number of a megabyte": b"\x80\x02\x8b" + struct.pack("<i", 2**20) + b"\x7f" * 2**20 + b".",
     "a number of a megabyte, as text": b"I" + b"9" * 2**20 + b"\n.",
-    "lists in lists": b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b".",
-    "marks alone": b"\x80\x02" + b"(" * 10**6 + b".",
+    "lists in lists": b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".",
+    "marks alone": b"\x80\x02" + b"(" * 10**5 + b".",
     "nothing on the stack": b"\x80\x020.",
     "no end": b"\x80\x02" + b"N0" * 10**5,
 }
@@ -162,7 +162,7 @@ def test_an_author_of_a_billion_names(suffix, weights, tmp_path):
 def test_a_hundred_thousand_beginnings_of_a_name(tmp_path):
     path = tmp_path / "net.safetensors"
     empty = torch.zeros(0)
-    save_file({f"{n}.conv1.weight": empty for n in range(50_000)}, path)
+    save_file({f"{n}.conv1.weight": empty for n in range(20_000)}, path)
     found = outcomes(lambda n: (inspect, load_encoder)[n](path), 2, tmp_path, seconds=60)
     assert found == ["a result", "one sentence"]
 
@@ -221,16 +221,14 @@ def test_headers_that_cannot_be(name, weights, tmp_path):
 
 def test_a_header_that_names_an_unknown_network(tmp_path):
     """What it names is looked up among names: nothing is fetched, and no path is followed."""
+    pytest.importorskip("timm")  # which makes a folder when it is imported, so not in the case
     for name in ("timm:hf_hub:a/b", "timm:resnet50.no_such_tag", "timm:local-dir:/etc", "torchvision:x",
                  "../../etc/passwd", "https://a.b/c", "exemplar_v2", "resnet50@/etc/passwd"):  # fmt: skip
         path = tmp_path / "net.safetensors"
         header = {"encoder": name, "normalization": None, "origin": {}}
         save_file({"w": torch.zeros(2)}, path, metadata={"goodtransfer": json.dumps(header)})
         (told,) = outcomes(lambda _, path=path: load_encoder(path), 1, tmp_path, seconds=30)
-        assert told in ("one sentence", "a result") or told.startswith("names no file"), (
-            name,
-            told,
-        )
+        assert told == "one sentence", (name, told)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_broken_annotations(tmp_path):
 
     path.write_bytes(GOOD)
     assert read_annotation(path, NUMBERS).boxes == [(47, 239, 195, 371), (7.5, 11, 352, 498)]
-    assert_clean(outcomes(case, CASES["xml"], tmp_path), CASES["xml"])
+    assert_clean(outcomes(case, CASES["xml"], tmp_path), CASES["xml"], least=0.03)
 
 
 LAUGHS = "".join(f'<!ENTITY l{n + 1} "{f"&l{n};" * 10}">' for n in range(20))
@@ -119,7 +119,11 @@ def test_no_file_of_an_annotation(tmp_path):
     (tmp_path / "folder.xml").mkdir()
     (tmp_path / "large.xml").touch()
     os.truncate(tmp_path / "large.xml", 2**42)
-    for name, words in (("pipe", "Neither"), ("folder", "directory"), ("large", "File too large")):
+    for name, words in (
+        ("pipe", "Neither"),
+        ("folder", "Is a directory"),
+        ("large", "File too large"),
+    ):
         with pytest.raises(FileNotFoundError, match=rf"annotation at .*{name}.xml, .*\({words}"):
             read_annotation(tmp_path / f"{name}.xml", NUMBERS)
 
