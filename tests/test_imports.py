@@ -11,26 +11,28 @@ PACKAGE = Path(__file__).resolve().parents[1] / "goodtransfer"
 
 # Room -> the rooms it may import (itself always).
 LEAVES = {
+    "foreign": set(),
     "losses": set(),
     "momentum": set(),
     "distributed": set(),
     "optim": set(),
     "encoders": set(),
-    "metrics": set(),
     "checkpoints": set(),
 }
 MAY_IMPORT = LEAVES | {
-    "views": set(),
-    "weights": {"encoders"},
+    "runs": {"foreign"},
+    "metrics": {"foreign", "runs"},
+    "views": {"foreign"},
+    "weights": {"foreign", "encoders"},
     "callbacks": {"momentum", "distributed", "weights"},
     "methods": {
         "losses", "momentum", "distributed", "optim", "encoders", "weights", "views", "callbacks",
     },
-    "data": {"distributed", "views"},
+    "data": {"foreign", "runs", "distributed", "views"},
     "transfer": {
         "losses", "distributed", "encoders", "weights", "views", "optim", "callbacks", "metrics",
     },
-    "analysis": {"encoders", "weights", "metrics"},
+    "analysis": {"foreign", "encoders", "weights", "metrics"},
 }  # fmt: skip
 EVERYTHING = {"study", "cli"}  # may import all, and nothing imports them
 

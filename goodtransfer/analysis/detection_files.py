@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from goodtransfer.analysis.detections import GroundTruth, checked, voc_pixels
+from goodtransfer.foreign import lines, parsed_json, plain, shown
 from goodtransfer.metrics.images import check_columns
 from goodtransfer.metrics.voc import Detections, Ints, Objects
+
+# What the study writes, by the letters that numpy has for kinds of numbers.
+_KINDS = {"images": "iu", "labels": "iu", "scores": "fiu", "boxes": "fiu"}
 
 FORMATS = (
     "a `detections.safetensors` of the study, COCO's results as .json, or a folder of VOC's "
@@ -53,7 +58,7 @@ def class_names_in(path: Path) -> tuple[str, ...]:
     """The classes that a ``detections.safetensors`` of the study names; none for other formats."""
     if path.suffix != ".safetensors" or not path.is_file():
         return ()
-    return tuple(_header(path)["class_names"])
+    return tuple(_of_study(path)[0]["class_names"])
 
 
 def read_coco(path: Path) -> GroundTruth:
@@ -69,7 +74,7 @@ def read_coco(path: Path) -> GroundTruth:
     lists = content if isinstance(content, Mapping) else {}
     images = _entries(lists.get("images"), "image", path, lambda e: (int(e["id"]), *_size(e)))
     parsed = _entries(
-        lists.get("categories"), "category", path, lambda e: (int(e["id"]), str(e["name"]))
+        lists.get("categories"), "category", path, lambda e: (int(e["id"]), plain(str(e["name"])))
     )
     categories = sorted(parsed)
     places = {number: place for place, (number, *_) in enumerate(images)}
@@ -88,13 +93,16 @@ def read_coco(path: Path) -> GroundTruth:
         np.array(crowd, np.bool_),
     )
     sizes = np.array([size for _, *size in images], np.int64).reshape(-1, 2)
-    return GroundTruth(
-        tuple(name for _, name in categories),
-        tuple(str(number) for number, *_ in images),
-        objects,
-        sizes if (sizes > 0).all() else None,
-        tuple(number for number, _ in categories),
-    )
+    try:
+        return GroundTruth(
+            tuple(name for _, name in categories),
+            tuple(str(number) for number, *_ in images),
+            objects,
+            sizes if (sizes > 0).all() else None,
+            tuple(number for number, _ in categories),
+        )
+    except ValueError as error:
+        raise ValueError(f"Expected COCO's ground truth in {path}: {error}") from error
 
 
 def read_voc(root: Path, split: str, class_names: Sequence[str]) -> GroundTruth:
@@ -148,7 +156,7 @@ def _placed(
 ) -> tuple[int, int, list[float]]:
     for key, known in (("image_id", places), ("category_id", labels)):
         if entry[key] not in known:
-            raise ValueError(f"the ground truth has no {key} {entry[key]!r}")
+            raise ValueError(f"the ground truth has no {key} {shown(entry[key])}")
     x, y, width, height = _finite(*entry["bbox"])
     if min(width, height) < 0:
         raise ValueError("a bbox is x, y, width, height")
@@ -163,23 +171,28 @@ def _finite(*numbers: Any) -> list[float]:
 
 
 def _size(entry: Any) -> tuple[int, int]:
-    return int(entry.get("width", 0)), int(entry.get("height", 0))
+    size = int(entry.get("width", 0)), int(entry.get("height", 0))
+    if max(size) >= 2**31:
+        raise ValueError("no image is that large")
+    return size
 
 
 def _entries(entries: Any, what: str, path: Path, parse: Callable[[Any], Any]) -> list[Any]:
     if not isinstance(entries, list):
         raise ValueError(
-            f"Expected a list with each {what} in {path}, but found {entries!r:.100}: pass what "
+            f"Expected a list with each {what} in {path}, but found {shown(entries, 100)}: pass what "
             "COCO's `instances` files have as --gt, and a list of results."
         )
     parsed = []
     for number, entry in enumerate(entries):
         try:
             parsed.append(parse(entry))
-        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (
+            LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
+        ) as error:  # fmt: skip
             raise ValueError(
                 f"Expected {what} number {number} of {path} as COCO's files have it, but found "
-                f"{entry!r:.200} ({type(error).__name__}: {error}): correct it."
+                f"{shown(entry)} ({type(error).__name__}: {plain(str(error))}): correct it."
             ) from error
     return parsed
 
@@ -191,38 +204,43 @@ def _columns(rows: Sequence[Any], count: int) -> list[Sequence[Any]]:
 def _json(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"Expected a file at {path}, but there is none: correct the path.")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"Expected JSON at {path}, but it cannot be parsed ({error}): replace the file."
-        ) from error
+    return parsed_json(path)
 
 
-def _header(path: Path) -> dict[str, list[str]]:
-    """Names of images and classes that the study wrote into the file."""
-    from safetensors import SafetensorError, safe_open
+def _of_study(path: Path) -> tuple[dict[str, list[str]], dict[str, NDArray[Any]]]:
+    """Names of images and classes, and the columns, that the study wrote into the file."""
+    from safetensors import safe_open
 
     try:
         with safe_open(path, "np") as file:
             described = file.metadata() or {}
-            return {k: list(map(str, json.loads(described[k]))) for k in ("images", "class_names")}
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            names = {k: list(map(str, json.loads(described[k]))) for k in ("images", "class_names")}
+            return names, {key: file.get_tensor(key) for key in {*file.keys()} & {*_KINDS}}
+    except Exception as error:  # a damaged file can make the reader raise anything
         raise ValueError(
             f"Expected detections with the names of their images and classes in {path}, but cannot "
-            f"read them ({type(error).__name__}: {error}): pass the file that the study wrote."
+            f"read them ({type(error).__name__}: {plain(str(error))}): pass the file that the study "
+            "wrote."
         ) from error
 
 
 def _read_safetensors(path: Path, truth: GroundTruth) -> Detections:
-    from safetensors.numpy import load_file
-
-    header, columns = _header(path), load_file(path)
+    header, columns = _of_study(path)
     missing = sorted({*Detections._fields} - {*columns})
     if missing:
         raise ValueError(
             f"Expected images, labels, scores and boxes in {path}, but {missing[0]} is missing: "
             "pass the file that the study wrote."
+        )
+    odd = [
+        f"{key} {columns[key].dtype}"
+        for key in _KINDS
+        if columns[key].size and columns[key].dtype.kind not in _KINDS[key]
+    ]
+    if odd:
+        raise ValueError(
+            f"Expected whole numbers as images and labels in {path}, and real ones as scores and "
+            f"boxes, but found {', '.join(odd)}: pass the file that the study wrote."
         )
     columns = {key: columns[key] for key in Detections._fields}
     check_columns(str(path), columns, len(header["class_names"]))
@@ -237,7 +255,7 @@ def _read_safetensors(path: Path, truth: GroundTruth) -> Detections:
         if len(unnamed) or unknown:
             raise ValueError(
                 f"Expected {key} of the ground truth in {path}, but found "
-                f"{(unknown or unnamed.tolist())[0]!r}: pass the ground truth that it was made on."
+                f"{shown((unknown or unnamed.tolist())[0])}: pass the ground truth that it was made on."
             )
         numbers[key] = np.array([places.get(name, -1) for name in named], np.int64)[column]
     found = Detections(
@@ -272,10 +290,10 @@ def _read_voc(folder: Path, truth: GroundTruth) -> Detections:
     rows = [
         (*_parsed(line, places, f"line {number} of {files[name]}"), label, number)
         for label, name in enumerate(truth.class_names)
-        for number, line in enumerate(files[name].read_text("utf-8", "replace").splitlines(), 1)
+        for number, line in enumerate(lines(files[name]), 1)
         if line.strip()
     ]
-    image, scores, boxes, labels, lines = _columns(rows, 5)
+    image, scores, boxes, labels, numbers = _columns(rows, 5)
     found = Detections(
         np.array(image, np.int64),
         np.array(labels, np.int64),
@@ -283,22 +301,22 @@ def _read_voc(folder: Path, truth: GroundTruth) -> Detections:
         np.array(boxes, np.float64).reshape(-1, 4),
     )
     return checked(
-        found, truth, lambda row: f"line {lines[row]} of {files[truth.class_names[labels[row]]]}"
+        found, truth, lambda row: f"line {numbers[row]} of {files[truth.class_names[labels[row]]]}"
     )
 
 
 def _parsed(line: str, places: Mapping[str, int], where: str) -> tuple[int, float, list[float]]:
-    image, *numbers = line.split()
+    image, *numbers = line.encode(errors="surrogateescape").decode(errors="replace").split()
     if image not in places:
         raise ValueError(
-            f"Expected images of the ground truth, but {where} is of {image!r}: pass the split that "
+            f"Expected images of the ground truth, but {where} is of {shown(image)}: pass the split that "
             "was detected on."
         )
     try:
         score, x1, y1, x2, y2 = map(float, numbers)
     except ValueError:
         raise ValueError(
-            f"Expected image, score, x1, y1, x2 and y2, but {where} is {line.strip()!r:.100}: "
+            f"Expected image, score, x1, y1, x2 and y2, but {where} is {shown(line.strip(), 100)}: "
             "correct it."
         ) from None
     return places[image], score, [x1, y1, x2, y2]

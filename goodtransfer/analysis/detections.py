@@ -171,8 +171,11 @@ def _refuse_strangers(images: Ints, truth: GroundTruth, where: Callable[[int], s
 
 
 def _refuse_impossible(boxes: Floats, where: Callable[[int], str]) -> None:
-    """NaN, infinity, and sides below zero; of one of less than a pixel x2 is below x1 here."""
-    wrong = ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < boxes[:, :2] - 1 - 1e-6).any(1)
+    """NaN, infinity, and sides below zero; of one of less than a pixel x2 is below x1 here.
+
+    Also what is beyond any image, whose area would be no number any more.
+    """
+    wrong = ~(np.abs(boxes) < 2.0**31).all(1) | (boxes[:, 2:] < boxes[:, :2] - 1 - 1e-6).any(1)
     _refuse(
         wrong,
         lambda row: (

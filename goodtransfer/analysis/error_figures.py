@@ -113,9 +113,9 @@ def _filled(
             row = number // columns * len(models) + below
             axes = figure.add_subplot(rows, columns, row * columns + number % columns + 1)
             if below == 0:
-                axes.set_title(title, fontsize=9)
+                axes.set_title(title, fontsize=9, parse_math=False)  # a name with $ is none
             if number % columns == 0 and len(models) > 1:
-                axes.set_ylabel(fill(name, 18), fontsize=9)
+                axes.set_ylabel(fill(name, 18), fontsize=9, parse_math=False)
             axes.tick_params(labelleft=number % columns == 0, labelbottom=below == len(models) - 1)
             values = getattr(measures, what)[list(classes)]
             mean = with_mean(values.reshape(len(classes), -1))[-1]

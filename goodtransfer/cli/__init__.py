@@ -4,6 +4,7 @@ Nothing heavy is imported before a verb is chosen, so help and misspelt verbs an
 """
 
 import difflib
+import io
 import os
 import sys
 import traceback
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if words[0] == "--version":
         print(f"goodtransfer {goodtransfer.__version__}")
         return 0
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     verb, *rest = words
     if verb not in _VERBS:
         near = difflib.get_close_matches(verb, _VERBS, n=1)

@@ -167,7 +167,7 @@ def _is_toy(root: Path) -> bool:
 
     try:
         return "layout" in json.loads((root / toy.MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 

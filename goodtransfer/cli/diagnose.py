@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from goodtransfer.analysis.errors import Diagnosis
     from goodtransfer.metrics.voc import Floats
 
+_PANELS = 100  # more would take minutes to draw, and nobody can look at them
+
 EXAMPLES = """examples:
   goodtransfer diagnose VOC_RESULTS --gt /data/VOCdevkit --out errors
                        VOC_RESULTS holds comp4_det_test_aeroplane.txt and so on, with lines
@@ -101,10 +103,12 @@ def _ground_truth(arguments: argparse.Namespace) -> "GroundTruth":
 
 
 def _panels(given: Sequence[str] | None, truth: "GroundTruth") -> dict[str, list[int]]:
-    """Title and classes of each picture; without any wish, the mean and every class."""
+    """Title and classes of each picture; without any wish, the mean and each of not too many classes."""
     names = list(truth.class_names)
     panels = {f"mean of {len(names)} classes": list(range(len(names)))}
-    for panel in given or names:
+    if not given and len(names) <= _PANELS:
+        panels |= {name: [label] for label, name in enumerate(names)}
+    for panel in given or ():
         title, _, classes = panel.partition("=")
         members = (classes or title).split(",")
         unknown = [name for name in members if name not in names]
@@ -319,7 +323,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--similar", nargs="+", metavar="CLASS,CLASS",
         help="groups of similar classes (default: for VOC's the toolbox's, else none)")  # fmt: skip
     add("--panels", nargs="+", metavar="CLASS",
-        help="of the figures, or TITLE=CLASS,CLASS for a mean (default: every class)")  # fmt: skip
+        help="of the figures, or TITLE=CLASS,CLASS for a mean (default: every class, up to 100)")  # fmt: skip
     add("--double-count", action="store_true",
         help="read Figure 1 as the toolbox does, which counts background twice")  # fmt: skip
     add("--ap", choices=("11-point", "area"), default="11-point",

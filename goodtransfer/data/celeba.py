@@ -12,6 +12,7 @@ from goodtransfer.data.files import Files, inside
 from goodtransfer.data.images import ImageDataModule, Parts
 from goodtransfer.data.lists import found, read_list
 from goodtransfer.data.skip import Skips
+from goodtransfer.foreign import lines
 
 IMAGES = ("img_align_celeba", "Img/img_align_celeba")
 _IDENTITIES = ("identity_CelebA.txt", "Anno/identity_CelebA.txt")
@@ -107,7 +108,9 @@ class CelebADataModule(ImageDataModule):
         chosen = np.isin(partition, _TRAINED[self.partition])
         for part in _LEFT_OUT[self.leave_out_mafl]:
             names = mafl_names(self.root, part, self._skips)
-            chosen &= ~np.isin(faces.names, np.array(names, dtype=np.bytes_))
+            chosen &= ~np.isin(
+                faces.names, np.array([os.fsencode(n) for n in names], dtype=np.bytes_)
+            )
         source = found(self.root, *_PARTITIONS, tree=TREE)
         train = self.existing(faces.take(chosen), source)
         people, labels = np.unique(train.labels, return_inverse=True)
@@ -167,7 +170,7 @@ def mafl_names(root: Path, part: str, skips: Skips) -> list[str]:
     """
     source = found(root, f"MAFL/{part}.txt", f"{part}.txt", tree=TREE)
     names = []
-    for place, line in enumerate(source.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for place, line in enumerate(lines(source), 1):
         try:
             if line.strip():
                 names.append(inside(line.strip(), source))

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from goodtransfer.data.module import DataModule
 from goodtransfer.data.samples import Part, parts
+from goodtransfer.foreign import content
 from goodtransfer.views.decode import open_image
 
 _TINY = 32  # pixels of a side, under which little can be cropped
@@ -156,9 +157,12 @@ def oddities(path: str) -> list[str]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, of size and metadata; the pixels were read already
-        with open_image(Path(path).read_bytes()) as image:
-            kind, mode, size = image.format or "", image.mode, image.size
-            turned = image.getexif().get(0x0112, 1) != 1
+        try:
+            with open_image(content(path)) as image:
+                kind, mode, size = image.format or "", image.mode, image.size
+                turned = image.getexif().get(0x0112, 1) != 1
+        except Exception:  # on damaged metadata PIL's readers raise nearly everything
+            return ["with metadata that PIL cannot read"]
     suffix = Path(path).suffix.lower()
     named = Image.registered_extensions().get(suffix, kind)
     odd = [f"{kind} named {suffix}"] if kind not in (named, "MPO") else []

@@ -1,7 +1,6 @@
 """COCO's ``instances`` files: images, their objects and the categories, each entry checked."""
 
 import gc
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -11,9 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from goodtransfer.data.coco_masks import FaultError, pack
+from goodtransfer.data.coco_masks import pack
 from goodtransfer.data.files import inside, listed, missing
 from goodtransfer.distributed import rank
+from goodtransfer.foreign import parsed_json, plain, shown
+from goodtransfer.runs import SIDE, FaultError
 
 T = TypeVar("T")
 
@@ -88,12 +89,7 @@ def _no_search_for_garbage() -> Iterator[None]:
 
 
 def _content(source: Path) -> dict[str, list[Any]]:
-    try:
-        content = json.loads(source.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"Expected JSON at {source}, but it cannot be parsed ({error}): replace the file."
-        ) from error
+    content = parsed_json(source)
     lists: dict[str, list[Any]] = content if isinstance(content, dict) else {}
     for name in ("images", "annotations", "categories"):
         if not isinstance(lists.get(name), list):
@@ -106,13 +102,13 @@ def _content(source: Path) -> dict[str, list[Any]]:
 
 def _categories(entries: list[Any], source: Path) -> dict[int, str]:
     try:
-        found = {int(entry["id"]): str(entry["name"]) for entry in entries}
-    except (LookupError, TypeError, ValueError, OverflowError):
+        found = {int(entry["id"]): plain(str(entry["name"])) for entry in entries}
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError):
         found = {}
     if not found or len(set(found.values())) < len(entries):
         raise ValueError(
             f"Expected categories in {source}, each with an id and a name of its own, but found "
-            f"{entries!r:.200}: correct the file."
+            f"{shown(entries)}: correct the file."
         )
     return dict(sorted(found.items()))
 
@@ -163,11 +159,11 @@ class _Reader:
                 yield parse(entry)
             except (LookupError, TypeError, ValueError, ArithmeticError) as error:
                 told = entry if isinstance(entry, dict) else {}
-                shown = {key: told[key] for key in fields if key in told} or entry
-                fault = f"to have {', '.join(fields)}, but found {shown!r:.200}"
+                found = shown({key: told[key] for key in fields if key in told} or entry)
+                fault = f"to have {', '.join(fields)}, but found {found}"
                 self.leave_out(
                     ValueError(
-                        f"Expected {what} {told.get('id', f'number {place}')} of {self.source} "
+                        f"Expected {what} {_number(told, place)} of {self.source} "
                         f"{error if isinstance(error, FaultError) else fault}: correct the file, or "
                         "remove the entry."
                     )
@@ -180,7 +176,7 @@ class _Reader:
         numbers = (image.id, image.width, image.height)
         if any(type(number) is not int for number in numbers) or abs(image.id) >= 2**63:
             raise TypeError
-        if not 0 < min(numbers[1:]) <= max(numbers[1:]) < 2**16:  # as a JPEG's
+        if not 0 < min(numbers[1:]) <= max(numbers[1:]) < SIDE:
             raise FaultError(f"to have a size, but found {image.width} x {image.height}")
         if image.id in self.images:
             raise FaultError("to have an id of its own, but found another image with it")
@@ -188,7 +184,7 @@ class _Reader:
             os.fsencode(inside(image.file_name, self.source))
         except ValueError:
             raise FaultError(
-                f"to have a file_name that stays in the folder, but found {image.file_name!r:.200}"
+                f"to have a file_name that stays in the folder, but found {shown(image.file_name)}"
             ) from None
         return image
 
@@ -200,12 +196,14 @@ class _Reader:
         x, y, width, height = map(float, entry["bbox"])
         area, crowd = float(entry["area"]), (False, True).index(entry["iscrowd"])
         if not math.isfinite(x + y + width + height + area) or min(width, height, area) < 0:
-            raise FaultError(f"to have a size, but found bbox {entry['bbox']} and area {area}")
+            raise FaultError(
+                f"to have a size, but found bbox {shown(entry['bbox'])} and area {area}"
+            )
         # Partly outside is clipped where it matters; that far outside it is of another image.
         if max(x - image.width, y - image.height, -x - width, -y - height) > 1:
             raise FaultError(
                 f"to be in its image of {image.width} x {image.height} pixels, but found bbox "
-                f"(x, y, width, height) = {entry['bbox']}"
+                f"(x, y, width, height) = {shown(entry['bbox'])}"
             )
         outline = b""
         if self.outlines:
@@ -216,6 +214,11 @@ class _Reader:
     def _named(self, entry: Any, key: str, known: Mapping[int, T]) -> T:
         if entry[key] not in known:
             raise FaultError(
-                f"to have the {key} of something in the file, but found {entry[key]!r}"
+                f"to have the {key} of something in the file, but found {shown(entry[key])}"
             )
         return known[entry[key]]
+
+
+def _number(told: Mapping[str, Any], place: int) -> str:
+    """What to call an entry: its id, where it has one."""
+    return shown(told["id"]) if "id" in told else f"number {place}"

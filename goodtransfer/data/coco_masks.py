@@ -1,6 +1,5 @@
 """Masks as COCO's files have them, and packed: polygons, and pycocotools' run lengths, as bytes."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, cast
@@ -11,12 +10,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 from torch import Tensor
 
+from goodtransfer.foreign import shown
+from goodtransfer.runs import FaultError, check_polygon, compressed
+
 # A packed polygon begins with NaN, which run lengths, being text, never do.
 _BEGINS = np.array([np.nan])
-
-
-class FaultError(ValueError):
-    """What is wrong with an entry of a file; the message is the middle of a sentence."""
 
 
 def pack(segmentation: Any, height: int, width: int) -> bytes:
@@ -32,18 +30,14 @@ def pack(segmentation: Any, height: int, width: int) -> bytes:
         LookupError, TypeError, ValueError: for values of other types.
     """
     if isinstance(segmentation, dict):
-        return _counts(_of_runs(segmentation, height, width))
+        return _counts(compressed(segmentation, height, width))
     if isinstance(segmentation, list):
         # As detectron2 (v0.6, data/datasets/coco.py): fewer than three points are no polygon.
         polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-        limit = 2 * max(height, width)
         for polygon in polygons:
-            # pycocotools keeps every pixel along an edge, however far it leads.
-            near = -limit <= min(polygon) <= max(polygon) <= limit
-            if not (near and math.isfinite(sum(polygon))):
-                raise FaultError(f"to have polygons in its image, but found {polygon!r:.200}")
+            check_polygon(polygon, height, width)
         return b"".join(np.append(_BEGINS, polygon).tobytes() for polygon in polygons)
-    raise FaultError(f"to have polygons or run lengths, but found {segmentation!r:.200}")
+    raise FaultError(f"to have polygons or run lengths, but found {shown(segmentation)}")
 
 
 def polygons_of(outline: bytes) -> list[NDArray[np.float64]]:
@@ -78,38 +72,3 @@ def unpack(outlines: Sequence[bytes], height: int, width: int) -> Tensor:
 
 def _counts(mask: Any) -> bytes:
     return cast(bytes, mask["counts"]) if rle.area(mask) else b""
-
-
-def _of_runs(segmentation: dict[str, Any], height: int, width: int) -> Any:
-    counts = segmentation["counts"]
-    runs = np.asarray(_uncompressed(counts) if isinstance(counts, str) else counts)
-    whole = runs.ndim == 1 and runs.dtype.kind == "i" and len(runs) > 0
-    # pycocotools leaves what the runs do not cover as it is in memory.
-    if not whole or runs.min() < 0 or sum(runs.tolist()) != height * width:
-        raise FaultError(
-            f"to have run lengths of {height} x {width} pixels, but found {segmentation!r:.200}"
-        )
-    if segmentation["size"] != [height, width]:
-        raise FaultError(
-            f"to have the size of its image, {height} x {width}, but found {segmentation['size']!r}"
-        )
-    return rle.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-
-
-def _uncompressed(text: str) -> list[int]:
-    """COCO's compressed run lengths, read here since pycocotools reads past the end of cut ones.
-
-    Five bits a character, the lowest first; the sixth says that more follow. From the fourth on, a
-    run is given as what it is longer than the last but one.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for code in text.encode("ascii"):
-        bits = code - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            value -= (bits & 16) << shift - 4  # the highest bit is the sign
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return runs

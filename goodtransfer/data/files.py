@@ -6,8 +6,10 @@ a string changes its reference count. Here a list is two arrays, which all proce
 
 import hashlib
 import os
+import re
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,8 +20,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from goodtransfer.foreign import shown
+
 # As torchvision's ImageFolder takes them.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+_LONGEST = 1024  # characters of a path, as the strictest of systems; all names are packed this wide
+# What breaks a line, gives orders to a terminal, or has it write backward.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_DOUBTFUL = re.compile(rf"^/|\.\.|[\\:]|.{{64}}|{_CONTROL.pattern}")
+_LINKED = 64  # times that one folder may be come to
 
 _INDEX_VERSION = 1
 _WORTH_AN_INDEX = 5_000  # files; a smaller tree is listed in no time
@@ -89,12 +99,14 @@ def inside(name: str, source: Path) -> str:
     Raises:
         ValueError: naming the list or annotation that it stands in.
     """
-    if name[:1] in ("", "/") or any(part in name for part in ("..", "\\", ":", "\0")):  # else fine
+    if not name or _DOUBTFUL.search(name):  # else fine
         windows = PureWindowsPath(name)  # knows both kinds of slashes, and drives
-        if windows.anchor or ".." in windows.parts or not windows.parts or "\0" in name:
+        away = windows.anchor or ".." in windows.parts or not windows.parts
+        long = len(name) > _LONGEST or any(len(os.fsencode(p)) > 255 for p in name.split("/"))
+        if away or long or _CONTROL.search(name):
             raise ValueError(
                 f"Expected names of files below the data set's folder in {source}, but found "
-                f"{name!r}, which leads elsewhere: correct the entry."
+                f"{shown(name)}, which leads elsewhere or is no name: correct the entry."
             )
     return name
 
@@ -183,6 +195,7 @@ def _listings(root: Path) -> dict[str, _Listing]:
     file = _index_file(root)
     known = _load(file)
     found: dict[str, _Listing] = {}
+    visits: Counter[tuple[int, int]] = Counter()
     now = time.time_ns()
     # A folder is known by device and number, so that a link to one above does not go round for ever.
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
@@ -193,6 +206,12 @@ def _listings(root: Path) -> dict[str, _Listing]:
         if place in above:
             raise ValueError(
                 f"Expected a tree at {root}, but {folder} is a link to a folder above it: remove it."
+            )
+        visits[place] += 1
+        if visits[place] > _LINKED:  # links in a row of folders can double the tree with each
+            raise ValueError(
+                f"Expected a tree at {root}, but more than {_LINKED} links lead to one folder, "
+                f"{folder}: remove some."
             )
         listing = known.get(folder)
         if listing is None or listing.time != status.st_mtime_ns:
@@ -212,10 +231,14 @@ def _list(root: Path, folder: str, modified: int) -> _Listing:
     prefix = f"{folder}/" if folder else ""
     with os.scandir(root / folder) as entries:
         for entry in entries:
-            if entry.name.lower().endswith(EXTENSIONS) and not entry.is_dir():
-                images.append(prefix + entry.name)
-            elif entry.is_dir():
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link to itself
+                is_folder = False
+            if is_folder:
                 folders.append(entry.name)
+            elif entry.name.lower().endswith(EXTENSIONS):
+                images.append(prefix + entry.name)
     return _Listing(modified, _packed(sorted(folders)), _packed(sorted(images)))
 
 

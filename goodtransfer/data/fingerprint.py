@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from goodtransfer.data.files import EXTENSIONS, class_numbers
+from goodtransfer.data.files import EXTENSIONS, class_numbers, inside
+from goodtransfer.foreign import lines
 
 
 class Fingerprint(NamedTuple):
@@ -69,7 +70,7 @@ def voc_fingerprint(root: Path, splits: Sequence[str]) -> VOCFingerprint:
         year, names = voc_list(root, split)
         sizes = []
         for name in names:
-            path = year / "Annotations" / f"{name}.xml"
+            path = year / "Annotations" / f"{inside(name, year / 'ImageSets')}.xml"
             try:
                 sizes.append(path.stat().st_size)
             except FileNotFoundError:
@@ -105,7 +106,7 @@ def voc_list(root: Path, split: str) -> tuple[Path, list[str]]:
             f"  {root}/VOCdevkit/VOC2007/ImageSets/Main/trainval.txt   (one image name a line)"
         )
     # The lists of single classes have a second column.
-    names = [line.split()[0] for line in path.read_text("utf-8").splitlines() if line.strip()]
+    names = [line.split()[0] for line in lines(path) if line.strip()]
     if not names:
         raise ValueError(f"Expected names of images in {path}, one a line, but it is empty.")
     return path.parents[2], names

@@ -11,6 +11,7 @@ import torch
 from goodtransfer.data.files import Files, class_numbers
 from goodtransfer.data.folder import ImageFolderDataModule, with_classes
 from goodtransfer.data.images import Parts, per_class_share
+from goodtransfer.foreign import lines, shown
 
 # Seeded stand-ins for Table 2's subsets, whose lists were never published (protocol 1.10).
 _SUBSET_SEED = 0
@@ -73,7 +74,7 @@ class ImageNetDataModule(ImageFolderDataModule):
             drawn = order[: max(1, round(int(some[1]) * share))]
             return parts.train.take(np.isin(parts.train.labels, drawn.numpy()))
         if self.subset is not None and Path(self.subset).is_file():
-            return _named(parts.train, Path(self.subset).read_text().splitlines())
+            return _named(parts.train, lines(Path(self.subset)))
         raise FileNotFoundError(
             "Expected subset 'N%', 'N classes', 'N% of classes', a text file or a list of class "
             f"folders, but got {self.subset!r}."
@@ -98,6 +99,6 @@ def _named(files: Files, lines: Iterable[str]) -> Files:
         lost = sorted(wanted - found)[:3]
         raise ValueError(
             f"Expected a list of class folders or image paths below {files.root}, but "
-            f"{len(wanted - found)} of {len(wanted)} entries name nothing there: {lost}."
+            f"{len(wanted - found)} of {len(wanted)} entries name nothing there: {shown(lost)}."
         )
     return files.take(kept)

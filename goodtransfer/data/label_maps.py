@@ -2,13 +2,13 @@
 
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from goodtransfer.foreign import content as content_of
 from goodtransfer.views import MAX_PIXELS, ImageReadError
 from goodtransfer.views.segmentation import Classes
 
@@ -46,8 +46,8 @@ class LabelReader:
     def _pixels(self, path: str) -> NDArray[Any]:
         """All channels (H, W, C) of a PNG, unchanged."""
         try:
-            content = Path(path).read_bytes()
-        except OSError as error:
+            content = content_of(path, 8 * self.max_pixels + 2**26)
+        except (OSError, ValueError) as error:
             raise ImageReadError(
                 f"Expected a label at {path}, but cannot read it: {error}."
             ) from error
@@ -60,8 +60,11 @@ class LabelReader:
                 f"{width} x {height}: remove it, or pass a higher max_pixels if you trust it."
             )
         # PIL would drop the lower byte of 16-bit channels, in which the classes are.
-        made = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        if made is None:
+        try:
+            made = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error:  # of damage, and of more pixels than OpenCV takes
+            made = None
+        if made is None or made.shape[:2] != (height, width):
             raise ImageReadError(
                 f"Expected a label at {path}, but its PNG is damaged: replace the file."
             )

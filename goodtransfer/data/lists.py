@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from goodtransfer.data.files import inside
 from goodtransfer.data.skip import Skips
+from goodtransfer.foreign import lines, shown
 
 
 def read_list(
@@ -24,30 +25,27 @@ def read_list(
     Raises:
         FileNotFoundError: for a missing list.
     """
-    if not source.is_file():
-        raise FileNotFoundError(f"Expected a list at {source}, but there is no such file: add it.")
     names, read = [], array("q")
-    with source.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for place, line in enumerate(lines, 1):
-            try:
-                words, number = line.split()
-                name, value = inside(words.lstrip("/"), source), int(number)
-                if value not in numbers:
-                    raise ValueError
-            except ValueError:
-                if line.strip():
-                    skips.leave_out(_misread(line, place, source, numbers))
-                continue
-            names.append(os.fsencode(name))
-            read.append(value)
+    for place, line in enumerate(lines(source), 1):
+        try:
+            words, number = line.split()
+            name, value = inside(words.lstrip("/"), source), int(number)
+            if value not in numbers:
+                raise ValueError
+        except ValueError:
+            if line.strip():
+                skips.leave_out(_misread(line, place, source, numbers))
+            continue
+        names.append(os.fsencode(name))
+        read.append(value)
     return np.array(names, dtype=np.bytes_), np.array(read, dtype=np.int64)
 
 
 def _misread(line: str, place: int, source: Path, numbers: range) -> ValueError:
     return ValueError(
-        f"Expected the path of an image below its folder and a number from {numbers[0]} to "
-        f"{numbers[-1]} in line {place} of {source}, but found {line.strip()!r}: correct the line, "
-        "or remove it."
+        f"Expected the path of an image below its folder and a number from {numbers.start} to "
+        f"{numbers.stop - 1} in line {place} of {source}, but found {shown(line.strip())}: correct "
+        "the line, or remove it."
     )
 
 

@@ -22,6 +22,7 @@ from goodtransfer.data.loader import EpochSampler, ResumableLoader
 from goodtransfer.data.module import DataModule
 from goodtransfer.data.skip import OnError, Skips
 from goodtransfer.distributed import world_size
+from goodtransfer.foreign import lines, shown
 from goodtransfer.views import MAX_PIXELS, decode, pixels
 
 LANDMARKS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")  # left in the image
@@ -244,19 +245,18 @@ class MAFLDataModule(DataModule):
 
 def _rows(source: Path, wanted: set[str]) -> dict[str, tuple[int, str]]:
     """Line number and landmarks, as text, of each wanted image."""
-    rows = {}
-    with source.open(encoding="utf-8-sig") as lines:
-        next(lines, "")  # the number of images
-        heading = next(lines, "")
-        if heading.split() != _HEADING:
-            raise ValueError(
-                f"Expected line 2 of {source} to be {' '.join(_HEADING)!r}, but got "
-                f"{heading.strip()!r}: take the list of the aligned images as published."
-            )
-        for place, line in enumerate(lines, 3):
-            name, _, numbers = line.partition(" ")
-            if name in wanted:
-                rows[name] = (place, numbers)
+    rows, read = {}, lines(source)
+    next(read, "")  # the number of images
+    heading = next(read, "")
+    if heading.split() != _HEADING:
+        raise ValueError(
+            f"Expected line 2 of {source} to be {' '.join(_HEADING)!r}, but got "
+            f"{shown(heading.strip())}: take the list of the aligned images as published."
+        )
+    for place, line in enumerate(read, 3):
+        name, _, numbers = line.partition(" ")
+        if name in wanted:
+            rows[name] = (place, numbers)
     return rows
 
 
@@ -276,8 +276,8 @@ def _points(name: str, rows: Mapping[str, tuple[int, str]], source: Path) -> lis
     if len(numbers) != len(_HEADING) or not all(inside):
         raise ValueError(
             f"Expected {len(_HEADING)} whole numbers in line {place} of {source}, x from 0 to "
-            f"{_SIZE[0] - 1} and y from 0 to {_SIZE[1] - 1}, but found {text.strip()!r}: correct the "
-            "line."
+            f"{_SIZE[0] - 1} and y from 0 to {_SIZE[1] - 1}, but found {shown(text.strip())}: correct "
+            "the line."
         )
     return numbers
 

@@ -13,6 +13,7 @@ from typing import Any
 from goodtransfer.data.files import Files, inside, listed
 from goodtransfer.data.images import ImageDataModule, Parts, per_class_share
 from goodtransfer.data.loader import ResumableLoader
+from goodtransfer.foreign import lines, shown
 from goodtransfer.views import Operation, Recipe, pixels
 
 LISTS = {"base": "train.csv", "validation": "val.csv", "novel": "test.csv"}
@@ -140,22 +141,25 @@ class MiniImageNetDataModule(ImageDataModule):
             raise FileNotFoundError(
                 f"Expected a list at {source}, but there is no such file.\n{TREE}"
             )
-        heading, *lines = source.read_text(encoding="utf-8-sig").splitlines() or [""]
-        heading = heading.strip()
+        read = lines(source)
+        heading = next(read, "").strip()
         if heading not in _HEADINGS:
             raise ValueError(
                 f"Expected the heading of {source} to be {' or '.join(_HEADINGS)}, but got "
-                f"{heading!r}: take the list as published."
+                f"{shown(heading)}: take the list as published."
             )
         path = self._paths(heading)
-        for place, line in enumerate(lines, 2):
+        for place, line in enumerate(read, 2):
             if not line.strip():
                 continue
             words = [word.strip() for word in line.split(",")]
             try:
                 if len(words) != 2 or not all(words):
-                    raise ValueError(f"Expected two words, {heading}, but found {line!r}.")
+                    raise ValueError(
+                        f"Expected two words, {heading}, but found {shown(line.strip())}."
+                    )
                 label, name = words if heading.startswith("class_name") else words[::-1]
+                inside(label, source)  # a folder, too
                 row = label, inside(path(label, name), source)
             except ValueError as fault:
                 self._skips.leave_out(ValueError(f"In line {place} of {source}: {fault}"))

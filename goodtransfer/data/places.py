@@ -115,9 +115,14 @@ def _by_label(names: NDArray[np.bytes_], labels: NDArray[np.int64], source: Path
     """The first name of each label from 0 to C - 1.
 
     Raises:
-        ValueError: where a label below the highest has none.
+        ValueError: where a label below the highest has none, or there is none at all.
     """
     present, first = np.unique(labels, return_index=True)
+    if not len(present):
+        raise ValueError(
+            f"Expected names and numbers of classes in {source}, but found none: take the list as "
+            "published."
+        )
     for expected, label in enumerate(present.tolist()):
         if label != expected:
             raise ValueError(

@@ -24,6 +24,7 @@ from goodtransfer.data.detection import (
 from goodtransfer.data.files import EXTENSIONS, inside, listed
 from goodtransfer.data.fingerprint import voc_fingerprint, voc_list
 from goodtransfer.distributed import rank
+from goodtransfer.foreign import content, plain, shown
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -33,6 +34,8 @@ VOC_CLASSES = (
 
 # Images that the official lists name.
 PUBLISHED = MappingProxyType({"2007/trainval": 5_011, "2007/test": 4_952, "2012/trainval": 11_540})
+
+_ANNOTATION = 2**24  # bytes; VOC's largest has 20,000
 
 Box = tuple[float, float, float, float]
 
@@ -167,15 +170,16 @@ def read_annotation(path: Path, numbers: Mapping[str, int]) -> Annotation:
             where a value is missing or impossible.
     """
     try:
-        root = ElementTree.fromstring(path.read_bytes())
+        # No annotation has a DTD, whose defaults of attributes can fill the memory as entities can.
+        root = ElementTree.fromstring(content(path, _ANNOTATION), forbid_dtd=True)
     except OSError as error:
         raise FileNotFoundError(
             f"Expected an annotation at {path}, because a split lists it, but cannot read it "
             f"({error.strerror}): add the file, or take the line from the list."
         ) from None
-    except (ParseError, ValueError, LookupError) as error:  # the last: an unknown encoding
+    except (ParseError, ValueError, LookupError, MemoryError) as error:  # or an unknown encoding
         raise ValueError(
-            f"Expected XML at {path}, but it cannot be parsed ({error}): replace the file."
+            f"Expected XML at {path}, but it cannot be parsed ({plain(str(error))}): replace the file."
         ) from error
     width, height = (int(_number(root, f"size/{side}", path)) for side in ("width", "height"))
     if not 1 <= min(width, height) <= max(width, height) < 2**31:
@@ -190,7 +194,8 @@ def read_annotation(path: Path, numbers: Mapping[str, int]) -> Annotation:
         if name not in numbers:
             near = " or ".join(repr(n) for n in get_close_matches(name, numbers))
             raise ValueError(
-                f"Expected objects of {len(numbers)} classes in {path}, but found a {name!r}"
+                f"Expected objects of {len(numbers)} classes in {path}, but found a "
+                f"{shown(name)}"
                 f"{near and f' (perhaps {near}?)'}: correct the file, or pass class_names=... with "
                 "your classes."
             )
@@ -230,6 +235,6 @@ def _number(parent: Element, tag: str, path: Path) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(
-            f"Expected a number in <{tag}> of {path}, but found {text!r}: correct the file."
+            f"Expected a number in <{tag}> of {path}, but found {shown(text)}: correct the file."
         )
     return number

@@ -110,7 +110,10 @@ def _from_timm(name: str, model: str) -> Encoder:
             f"Encoder {name!r} needs timm: pip install 'goodtransfer[timm]'"
         ) from error
     _check_known(model.partition(".")[0], timm.list_models(), "timm")
-    network: Any = timm.create_model(model, num_classes=0)
+    try:
+        network: Any = timm.create_model(model, num_classes=0)
+    except RuntimeError as error:  # of what stands behind the dot
+        raise ValueError(f"Expected a network timm knows, but got {model!r}: {error}") from error
     cfg = network.pretrained_cfg
     if cfg.get("fixed_input_size"):
         raise ValueError(

@@ -1,6 +1,5 @@
 """COCO's average precision from its files, or from what they say (protocol 3.5), in percent."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,11 @@ from typing import Any, get_args
 
 from pycocotools import mask as rle
 
+from goodtransfer.foreign import parsed_json, plain, shown
 from goodtransfer.metrics.coco_engines import Engine, Entry, IoUType, count
+from goodtransfer.runs import SIDE, FaultError, check_polygon, compressed
+
+_FAR = 2.0**31  # pixels; beyond it, areas and overlaps of boxes are no longer numbers
 
 
 def coco_ap(
@@ -65,12 +68,7 @@ def _content(given: Any, name: str) -> tuple[Any, str]:
         raise FileNotFoundError(
             f"Expected {name} at {given}, but there is no such file: correct the path."
         )
-    try:
-        return json.loads(Path(given).read_bytes()), str(given)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"Expected JSON at {given}, but it cannot be parsed ({error}): replace the file."
-        ) from error
+    return parsed_json(given), str(given)
 
 
 class _Reader:
@@ -84,7 +82,7 @@ class _Reader:
         """A list: of images, of categories, or of what is in images that were read before."""
         if not isinstance(entries, Sequence) or isinstance(entries, str):
             raise ValueError(
-                f"Expected a list with each {what} in {source}, but got {entries!r:.100}: pass what "
+                f"Expected a list with each {what} in {source}, but got {shown(entries, 100)}: pass what "
                 "COCO's `instances` files have, and a list of results."
             )
         parse: Callable[[Entry], Entry] = getattr(self, f"_{what}")
@@ -93,41 +91,56 @@ class _Reader:
             try:
                 parsed.append(parse(entry))
             except Exception as error:  # pycocotools raises nothing more special
+                fault = (
+                    f"as COCO's files have it, but it is {shown(entry)} ({type(error).__name__}: "
+                    f"{plain(str(error))})"
+                )
                 raise ValueError(
-                    f"Expected {what} number {number} of {source} as COCO's files have it, but it "
-                    f"is {entry!r:.200} ({type(error).__name__}: {error}): correct it."
+                    f"Expected {what} number {number} of {source} "
+                    f"{error if isinstance(error, FaultError) else fault}: correct it."
                 ) from error
         return parsed
 
     def _image(self, entry: Entry) -> Entry:
         sides = ("height", "width") if self.iou_type == "segm" else ()
-        image = {key: int(entry[key]) for key in ("id", *sides)}
+        image = {"id": _id(entry["id"])} | {side: int(entry[side]) for side in sides}
+        if not all(0 <= image[side] < SIDE for side in sides):
+            raise ValueError(f"an image of height and width {[image[side] for side in sides]}")
         self.images[image["id"]] = image
         return image
 
     def _category(self, entry: Entry) -> Entry:
-        return {"id": int(entry["id"])}
+        return {"id": _id(entry["id"])}
 
     def _annotation(self, entry: Entry) -> Entry:
         (area,) = _finite(entry["area"])
-        return self._placed(entry) | {"area": area, "iscrowd": int(entry.get("iscrowd", 0))}
+        return self._placed(entry) | {"area": area, "iscrowd": int(bool(entry.get("iscrowd", 0)))}
 
     def _result(self, entry: Entry) -> Entry:
         (score,) = _finite(entry["score"])
         return self._placed(entry) | {"score": score}
 
     def _placed(self, entry: Entry) -> Entry:
-        image, category = int(entry["image_id"]), int(entry["category_id"])
+        image, category = _id(entry["image_id"]), _id(entry["category_id"])
         if image not in self.images:
             raise ValueError(f"there is no image {image}")
         placed: Entry = {"image_id": image, "category_id": category}
         if self.iou_type == "bbox":
             x, y, width, height = entry["bbox"]
             placed["bbox"] = _finite(x, y, width, height)
+            if max(map(abs, placed["bbox"])) > _FAR:
+                raise ValueError("a box far outside of any image")
         else:
             size = [self.images[image][side] for side in ("height", "width")]
             placed["segmentation"] = _as_runs(entry["segmentation"], *size)
         return placed
+
+
+def _id(number: Any) -> int:
+    """As the engines can keep it."""
+    if abs(int(number)) >= 2**63:
+        raise ValueError("an id of more than 64 bits")
+    return int(number)
 
 
 def _finite(*numbers: Any) -> list[float]:
@@ -140,11 +153,13 @@ def _finite(*numbers: Any) -> list[float]:
 
 def _as_runs(segmentation: Any, height: int, width: int) -> Entry:
     """A mask as compressed run lengths, by COCO.annToRLE's rule."""
-    if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
-        segmentation = rle.frPyObjects(segmentation, height, width)
     if isinstance(segmentation, list):
-        segmentation = rle.merge(segmentation)
-    size = [int(side) for side in segmentation["size"]]
-    if size != [height, width]:
-        raise ValueError(f"a mask of {size} in an image of {[height, width]}")
-    return {"size": size, "counts": segmentation["counts"]}
+        for polygon in segmentation:
+            check_polygon(polygon, height, width)
+        runs = rle.merge(rle.frPyObjects(segmentation, height, width))
+    else:
+        size = [int(side) for side in segmentation["size"]]
+        if size != [height, width]:
+            raise ValueError(f"a mask of {size} in an image of {[height, width]}")
+        runs = compressed(segmentation, height, width)
+    return {"size": [height, width], "counts": runs["counts"]}

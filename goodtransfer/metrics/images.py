@@ -96,13 +96,15 @@ def check_columns(what: str, columns: Mapping[str, Any], num_classes: int) -> No
         ValueError: naming ``what`` they are of.
     """
     shapes = {name: tuple(column.shape) for name, column in columns.items()}
-    n, labels = len(columns["labels"]), columns["labels"]
-    if any(shape != ((n, 4) if name == "boxes" else (n,)) for name, shape in shapes.items()):
+    labels, rows = columns["labels"], shapes["labels"]
+    if len(rows) != 1 or any(
+        shape != ((*rows, 4) if name == "boxes" else rows) for name, shape in shapes.items()
+    ):
         raise ValueError(
             f"Expected boxes (n, 4) and everything else (n,) in {what}, but got {shapes}: "
             "give every row a value in each."
         )
-    if n and not 0 <= labels.min() <= labels.max() < num_classes:
+    if rows[0] and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
             f"Expected labels from 0 to {num_classes - 1} in {what}, but got "
             f"{int(labels.min())} to {int(labels.max())}: count classes from 0, without background."

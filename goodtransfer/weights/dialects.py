@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from goodtransfer.encoders import IMAGENET, Normalization
+from goodtransfer.foreign import plain
 
 # detectron2's default, RGB: 255 * IMAGENET's mean is subtracted, and nothing divided by.
 CAFFE = Normalization(IMAGENET.mean, (1 / 255,) * 3)
@@ -196,7 +197,8 @@ def _place(path: str, dialect: Dialect, names: Collection[str]) -> Dialect | Non
     if len(chosen) > 1:
         raise ValueError(
             f"Expected one trunk in {path}, but it holds {len(chosen)}, below "
-            f"{' and '.join(map(repr, sorted(chosen)))}: save the state dict of the one you mean."
+            f"{' and '.join(repr(plain(p)) for p in sorted(chosen)[:5])}: save the state dict of the one "
+            "you mean."
         )
     for prefix in chosen:
         return replace(dialect, trunk=re.escape(prefix), note="" if leading else _FOLLOWS)

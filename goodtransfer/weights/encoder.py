@@ -102,7 +102,13 @@ def load_head(path: str | Path) -> nn.Linear | None:
     tensors, _, provenance = read(fetched(str(path)))
     if provenance is None or "head.weight" not in tensors:
         return None
-    return _linear(tensors["head.weight"], tensors["head.bias"])
+    weight, bias = tensors["head.weight"], tensors.get("head.bias")
+    if bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"Expected a linear classifier in {path}, but found head.weight of {tuple(weight.shape)} "
+            f"and head.bias of {None if bias is None else tuple(bias.shape)}: the file is damaged."
+        )
+    return _linear(weight, bias)
 
 
 def load_classifier(spec: str | Path, *, dialect: str | None = None) -> nn.Linear | None:

@@ -7,6 +7,7 @@ stand-ins; any other foreign class or function is refused by its name, before an
 """
 
 import json
+import math
 import re
 import zipfile
 from collections.abc import Mapping
@@ -16,10 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from goodtransfer.encoders import Normalization
+from goodtransfer.foreign import plain
 from goodtransfer.weights.pickles import HARMLESS, read_arrays
 
 HEADER = "goodtransfer"
@@ -30,6 +32,7 @@ _WRAPPERS = (
     "trunk", "blobs",
 )  # fmt: skip
 _STAND_INS: list[Any] = [(stand_in, name) for name, stand_in in HARMLESS.items()]
+_LONGEST = 1000  # letters of a name
 _ZIP, _LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
@@ -94,7 +97,9 @@ def read(path: str | Path) -> Content:
         content = read_arrays(path)
     own, around = _of_checkpoint(path, content), []
     if isinstance(content, dict):
-        around = [*map(str, content), str(content.get("__author__", ""))]
+        # Texts alone: to write out lists of lists can take for ever.
+        told = (*content, content.get("__author__"))
+        around = [name for name in told if isinstance(name, str)]
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -152,8 +157,10 @@ def _read_safetensors(path: Path, *, header_only: bool = False) -> Content:
             own = (file.metadata() or {}).get(HEADER)
             names = [] if header_only else list(file.keys())
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OverflowError, MemoryError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:200]
+    except (
+        Exception
+    ) as error:  # it names types that torch lacks, claims sizes that nothing has, ...
+        reason = plain(str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise ValueError(f"Expected a safetensors file, but {path} is damaged: {reason}") from error
     if not (tensors or header_only or own):  # an encoder of pixels has none
         raise ValueError(f"Expected a state dict in {path}, but found no tensors by name.")
@@ -167,8 +174,8 @@ def _provenance(path: Path, text: str | None) -> Provenance | None:
     try:
         header = json.loads(text)
         normalization = _normalization(header["normalization"])
-        return Provenance(str(header["encoder"]), normalization, dict(header["origin"]))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return Provenance(_name(header["encoder"]), normalization, dict(header["origin"]))
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(
             f"Expected {path} to tell where its weights come from, but its header is damaged "
             f"({type(error).__name__}): it was not written by this library, or changed since."
@@ -184,17 +191,26 @@ def _of_checkpoint(path: Path, content: Any) -> Provenance | None:
     settings, given = content.get("hyper_parameters"), content.get("input")
     if not isinstance(settings, dict) or not isinstance(given, dict):
         return None
-    name = str(given.get("encoder") or settings.get("encoder", "")).partition("@")[0]
     try:
+        name = _name(given.get("encoder") or settings.get("encoder", "")).partition("@")[0]
         return Provenance(name, _normalization(given.get("normalization")))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _name(text: Any) -> str:
+    """What an encoder can be called."""
+    if not isinstance(text, str) or len(text) > _LONGEST:
+        raise TypeError
+    return text
 
 
 def _normalization(values: Any) -> Normalization | None:
     if not values:
         return None
     mean, std = (tuple(float(channel) for channel in channels) for channels in values)
+    if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise ValueError("no mean and standard deviation")
     return Normalization(mean, std)
 
 
@@ -233,11 +249,11 @@ def _reason(error: Exception) -> str:
     )
     if named:
         return (
-            f"it asks for {named[1]}, which is code or a whole object; save its state_dict() alone "
+            f"it asks for {plain(named[1])}, which is code or a whole object; save its state_dict() alone "
             "where it comes from, or get it as safetensors."
         )
     text = text.partition("WeightsUnpickler error: ")[2] or text
-    return (text.strip().splitlines() or [type(error).__name__])[0]
+    return plain((text.strip().splitlines() or [type(error).__name__])[0])
 
 
 def _check_zip(path: Path) -> None:
@@ -247,8 +263,10 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             inside = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-        raise ValueError(f"Expected a torch file, but {path} is damaged: {error}") from error
+    except Exception as error:  # zipfile's of every kind
+        raise ValueError(
+            f"Expected a torch file, but {path} is damaged: {plain(str(error))}"
+        ) from error
     size = path.stat().st_size
     if inside > size:
         raise ValueError(
@@ -261,9 +279,9 @@ def _check_sizes(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors that claim more than the file holds, as one that is repeated along an axis does."""
     size = path.stat().st_size
     for name, tensor in tensors.items():
-        plain = tensor.layout == torch.strided and not tensor.is_quantized
-        if not plain or tensor.numel() * tensor.element_size() > size:
+        usual = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
+        if not usual or tensor.numel() * tensor.element_size() > size or len(name) > _LONGEST:
             raise ValueError(
-                f"Expected {path} of {size:,} bytes to hold plain tensors, but {name} claims to be of "
+                f"Expected {path} of {size:,} bytes to hold plain tensors, but {plain(name)} claims to be of "
                 f"{tuple(tensor.shape)}, {tensor.dtype}, {tensor.layout}: get the weights elsewhere."
             )

@@ -1,6 +1,6 @@
 """A file's tensors beside an encoder's: what is there, what lacks, and what is done about it."""
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from goodtransfer.encoders import Encoder, Normalization, ResNet, build
+from goodtransfer.foreign import parsed_json, plain
 from goodtransfer.weights.architecture import Architecture, read_architecture
 from goodtransfer.weights.dialects import CAFFE, Dialect, recognise
 from goodtransfer.weights.files import Content, Provenance, read
@@ -18,6 +19,7 @@ from goodtransfer.weights.report import Report, named
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "head_drop.")
 _STATISTICS = re.compile(r"(?:bn\d|downsample\.1)\.running_(?:mean|var)")
 _RESNET = re.compile(r"resnet\d+(?:w(\d+))?(?:-caffe)?")
+_PREFIXES = 100  # before the same names in one file that are tried; each takes a look at all names
 _NORM = re.compile(r"((?:.*\.)?(?:bn\d|downsample\.1))\.weight")
 
 
@@ -96,7 +98,8 @@ def match(path: str, name: str | None = None, dialect: str | None = None) -> Mat
     if name is None:
         fault = architecture.lack or (
             f"Expected {path} to hold a ResNet with torchvision's names (conv1.weight, layer1.0...) "
-            f"or those of another dialect, but its names begin with {sorted(content.tensors)[0]!r}: "
+            f"or those of another dialect, but its names begin with "
+            f"{plain(min(content.tensors, default=''))!r}: "
             "give the architecture as NAME@FILE, e.g. timm:tf_efficientnet_lite0@FILE."
         )
         held = trunk.tensors if trunk else content.tensors
@@ -106,8 +109,11 @@ def match(path: str, name: str | None = None, dialect: str | None = None) -> Mat
             parameters=_count(held, _weights(held)),
         )  # fmt: skip
         return Match(None, {}, report)
-    with torch.device("meta" if _RESNET.fullmatch(name) else "cpu"):
-        encoder = build(name)
+    try:
+        with torch.device("meta" if _RESNET.fullmatch(name) else "cpu"):
+            encoder = build(name)
+    except ValueError as error:  # the name may be that of the file's header
+        raise ValueError(f"Expected {path} to be of a network that can be built: {error}") from error
     if own is not None:
         encoder.set_normalization(own.normalization)
     elif isinstance(encoder, ResNet) and trunk and trunk.normalization:
@@ -164,8 +170,8 @@ def _settings_beside(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in ("config.json", "preprocessor_config.json"):
         try:
-            found |= json.loads(path.with_name(file).read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError, RecursionError):
+            found |= parsed_json(path.with_name(file))
+        except (OSError, ValueError, TypeError):
             continue
     return found
 
@@ -178,9 +184,10 @@ def _normalization(settings: Mapping[str, Any]) -> Normalization | None:
     std: Any = timm.get("std", settings.get("image_std"))
     try:
         found = Normalization(tuple(map(float, mean)), tuple(map(float, std)))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return found if len(found.mean) == len(found.std) == 3 and all(found.std) else None
+    usual = len(found.mean) == len(found.std) == 3 and all(map(math.isfinite, sum(found, ())))
+    return found if usual and min(found.std) > 0 else None
 
 
 def _name(
@@ -265,7 +272,7 @@ def _best(
         candidates.append({f"features.{name}": value for name, value in trunk.tensors.items()})
     first = next(iter(wanted), "")
     prefixes = {name.removesuffix(first) for name in tensors if name.endswith(first)} | {""}
-    for prefix in sorted(prefixes, key=len):
+    for prefix in sorted(prefixes, key=len)[:_PREFIXES]:
         candidates.append(
             {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
         )

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from goodtransfer.foreign import plain
+
 
 class Inert:
     """Stands for a foreign class or function: takes any arguments and state, and does nothing."""
@@ -147,8 +149,11 @@ _ADMITTED = {
 }
 
 
-class _Arrays(pickle.Unpickler):
-    """Finds nothing but the few names above, each of them a function of this file."""
+class _Arrays(pickle._Unpickler):
+    """Finds nothing but the few names above, each of them a function of this file.
+
+    It is Python's own in Python, since that in C makes room for as many values as a pickle numbers.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -165,17 +170,19 @@ def read_arrays(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            return _filled(_Arrays(file, encoding="latin1").load())
+            return _filled(_Arrays(file, encoding="latin1").load(), {})
     except Exception as error:  # a broken pickle can make the reader raise anything
         what = str(error) or type(error).__name__
         raise ValueError(
             f"Expected {path} to hold numpy arrays and plain types only, but it holds "
-            f"{what.splitlines()[0]}: get the weights as safetensors or from their author's page."
+            f"{plain(what.splitlines()[0])}: get the weights as safetensors or from their author's page."
         ) from error
 
 
-def _filled(content: Any) -> Any:
-    """The arrays in place of what stood for them; they lie in dicts of dicts."""
-    if isinstance(content, dict):
-        return {name: _filled(value) for name, value in content.items()}
-    return content.value if isinstance(content, _Array) else content
+def _filled(content: Any, done: dict[int, Any]) -> Any:
+    """The arrays in place of what stood for them; they lie in dicts of dicts, one of which may come often."""
+    if not isinstance(content, dict):
+        return content.value if isinstance(content, _Array) else content
+    if id(content) not in done:
+        done[id(content)] = {name: _filled(value, done) for name, value in content.items()}
+    return done[id(content)]

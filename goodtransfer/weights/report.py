@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from goodtransfer.encoders import Normalization
+from goodtransfer.foreign import plain
 from goodtransfer.weights.files import Provenance
 
 
@@ -78,7 +79,8 @@ class Report:
 
 def named(what: str, names: Collection[str]) -> str:
     """A count with the first names."""
-    return f"{len(names)} {what}" + (f" ({', '.join(list(names)[:3])}, ...)" if names else "")
+    some = ", ".join(plain(name) for name in list(names)[:3])
+    return f"{len(names)} {what}" + (f" ({some}, ...)" if names else "")
 
 
 def _convention(normalization: Normalization | None) -> str:
@@ -91,4 +93,5 @@ def _convention(normalization: Normalization | None) -> str:
 def _origin(provenance: Provenance | None) -> str:
     if provenance is None:
         return ""
-    return ", ".join(["goodtransfer", *(f"{k} {v}" for k, v in provenance.origin.items())])
+    told = (plain(f"{k} {v}") for k, v in provenance.origin.items())
+    return ", ".join(["goodtransfer", *told])
