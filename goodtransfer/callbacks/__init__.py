@@ -1,6 +1,7 @@
 """Callbacks that watch a method while it trains, keep encoders, and show what a task predicts."""
 
 from goodtransfer.callbacks.bn_leak import BNLeak, bn_leak
+from goodtransfer.callbacks.epoch_count import EpochCount
 from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.callbacks.frozen import FrozenCheck
 from goodtransfer.callbacks.keep import KeepEncoders
@@ -12,6 +13,7 @@ from goodtransfer.callbacks.queue_health import QueueHealth
 
 __all__ = [
     "BNLeak",
+    "EpochCount",
     "FiniteCheck",
     "FrozenCheck",
     "KeepEncoders",

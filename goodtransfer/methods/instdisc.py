@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from goodtransfer.callbacks.epoch_count import EpochCount
 from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.distributed import gather, rank, share
 from goodtransfer.encoders import Encoder, pooled
@@ -233,7 +234,7 @@ class InstDisc(pl.LightningModule):
             checks.check_index(self, as_batch(batch).index, len(self.bank))
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [FiniteCheck()]
+        return [FiniteCheck(), EpochCount()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["input"] = describe_input(self.encoder)

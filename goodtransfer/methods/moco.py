@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from goodtransfer.callbacks.epoch_count import EpochCount
 from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.distributed import bn_groups as count_bn_groups
 from goodtransfer.distributed import encode_shuffled, gather, share, split_batch_norm
@@ -313,7 +314,7 @@ class MoCo(pl.LightningModule):
         checks.check_batch(self, batch, self.encoder, views=2, needs=needs)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [FiniteCheck()]
+        return [FiniteCheck(), EpochCount()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["input"] = describe_input(self.encoder)

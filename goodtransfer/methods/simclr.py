@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from goodtransfer.callbacks.epoch_count import EpochCount
 from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.distributed import gather, rank, world_size
 from goodtransfer.encoders import Encoder, pooled
@@ -120,7 +121,7 @@ class SimCLR(pl.LightningModule):
             checks.check_batch(self, batch, self.encoder, views=2)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [FiniteCheck()]
+        return [FiniteCheck(), EpochCount()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["input"] = describe_input(self.encoder)

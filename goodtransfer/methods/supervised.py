@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from goodtransfer.callbacks.epoch_count import EpochCount
 from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.encoders import Encoder, pooled
 from goodtransfer.losses import full_precision
@@ -123,7 +124,7 @@ class SupervisedCE(pl.LightningModule):
             checks.check_batch(self, batch, self.encoder, views=1, needs="label")
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [FiniteCheck()]
+        return [FiniteCheck(), EpochCount()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["input"] = describe_input(self.encoder)

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from goodtransfer.callbacks import SaveOnSigterm
+from goodtransfer.callbacks import EpochCount, SaveOnSigterm
 from goodtransfer.checkpoints import SafeCheckpointIO, newest_whole
 from goodtransfer.study.logger import CellBar, CurveLogger
 
@@ -42,7 +42,7 @@ def cell_trainer(
         max_epochs=epochs,
         devices=1,  # batch sizes are over all; many devices are for `goodtransfer fit`
         logger=CurveLogger(work / "curves.jsonl"),
-        callbacks=[last, CellBar(title), SaveOnSigterm(work / LAST), *(callbacks or [])],
+        callbacks=[last, CellBar(title), SaveOnSigterm(work / LAST), EpochCount(), *(callbacks or [])],
         plugins=[SafeCheckpointIO()],
         default_root_dir=work,
         num_sanity_val_steps=0,

@@ -19,7 +19,7 @@ class CurveLogger(Logger):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path = path
+        self.path, self._last = path, ""
         path.touch()  # a fit may end before its first row
 
     @property
@@ -40,9 +40,13 @@ class CurveLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a row."""
+        """Append a row, unless it is the last one once more."""
+        row = json.dumps({"step": step, **metrics}) + "\n"
+        if row == self._last:
+            return
+        self._last = row
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(row)
 
     @rank_zero_only
     def cut(self, step: int) -> None:
@@ -86,6 +90,9 @@ class CellBar(pl.Callback):
         batch_idx: int,
     ) -> None:
         self.bar.update(trainer.global_step - self.bar.n)
+        if isinstance(trainer.logger, CurveLogger):
+            # Lightning logs a step after it has been saved, so that a kill in between would lose its row.
+            trainer._logger_connector.update_train_step_metrics()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         shown = {k: f"{float(v):.3g}" for k, v in trainer.progress_bar_metrics.items()}

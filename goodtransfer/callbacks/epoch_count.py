@@ -1,0 +1,23 @@
+"""Lightning's count of epochs, kept right through a run that is resumed more than once."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+
+class EpochCount(pl.Callback):
+    """Within an epoch one more has begun than has been gone through; methods bring this themselves.
+
+    Lightning 2.6 forgets to count the epoch that it begins where it goes on from a checkpoint of an
+    epoch's last batch. Nothing shows until that run is resumed once more: then the epoch starts over,
+    with steps that an uninterrupted run does not have. (Its ``fit_loop.on_advance_start`` passes over
+    ``increment_ready``; ``tests/reliability/test_kills.py`` fails without this.)
+    """
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        progress = trainer.fit_loop.epoch_progress
+        if progress.current.ready == progress.current.processed:
+            progress.increment_ready()
+            progress.increment_started()
