@@ -113,7 +113,9 @@ def match(path: str, name: str | None = None, dialect: str | None = None) -> Mat
         with torch.device("meta" if _RESNET.fullmatch(name) else "cpu"):
             encoder = build(name)
     except ValueError as error:  # the name may be that of the file's header
-        raise ValueError(f"Expected {path} to be of a network that can be built: {error}") from error
+        raise ValueError(
+            f"Expected {path} to be of a network that can be built: {error}"
+        ) from error
     if own is not None:
         encoder.set_normalization(own.normalization)
     elif isinstance(encoder, ResNet) and trunk and trunk.normalization:

@@ -272,7 +272,7 @@ def test_the_fingerprint_of_voc_stays_in_its_folder(world):
 # --- Whatever name
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(
     st.text(max_size=40) | st.sampled_from(NAMES) | st.from_regex(r"[./\\a:]{1,12}", fullmatch=True)
 )
