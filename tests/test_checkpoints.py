@@ -25,7 +25,9 @@ def test_what_is_saved_is_read(tmp_path):
     for seed in (1, 2, 3):
         io.save_checkpoint(content(seed=seed), path)
         found = io.load_checkpoint(path)
-        assert torch.equal(found["state_dict"]["weight"], content(seed=seed)["state_dict"]["weight"])
+        assert torch.equal(
+            found["state_dict"]["weight"], content(seed=seed)["state_dict"]["weight"]
+        )
     assert sorted(f.name for f in path.parent.iterdir()) == ["last.ckpt", "last.ckpt.before"]
     assert torch.load(tmp_path / "new" / "last.ckpt.before")["step"] == 2
     io.remove_checkpoint(path)
@@ -38,7 +40,9 @@ def test_a_truncated_newest_gives_way_to_the_one_before_saying_so(cut, tmp_path)
     for seed in (1, 2):
         io.save_checkpoint(content(seed=seed), path)
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged .* the one before, last.ckpt.before"):
+    with pytest.warns(
+        UserWarning, match=r"last\.ckpt is damaged .* the one before, last.ckpt.before"
+    ):
         assert io.load_checkpoint(path)["step"] == 1
 
 
@@ -104,7 +108,9 @@ def disk(tmp_path):
 def test_a_full_disk_leaves_the_last_good_one(disk):
     io, path = SafeCheckpointIO(), disk / "last.ckpt"
     io.save_checkpoint(content(50_000, seed=1), path)
-    with pytest.raises(OSError, match=r"No space left on device. Of its folder the last good one is"):
+    with pytest.raises(
+        OSError, match=r"No space left on device. Of its folder the last good one is"
+    ):
         io.save_checkpoint(content(400_000, seed=2), path)
     assert [f.name for f in disk.iterdir()] == ["last.ckpt"]
     assert io.load_checkpoint(path)["step"] == 1
@@ -118,7 +124,8 @@ def test_a_folder_that_turns_read_only_leaves_the_last_good_one(disk):
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(OSError, match="Read-only file system. Of its folder the last good one is"):
         io.save_checkpoint(content(seed=2), path)
-    assert io.load_checkpoint.__self__ is io and torch.load(path)["step"] == 1
+    assert io.load_checkpoint.__self__ is io
+    assert torch.load(path)["step"] == 1
 
 
 def test_a_mount_that_vanishes_while_it_is_saved_to_is_a_sentence(disk, monkeypatch):
@@ -142,7 +149,9 @@ def test_a_mount_that_vanishes_while_it_is_saved_to_is_a_sentence(disk, monkeypa
 
 def filled(size=64, dim=16):
     queue = KeyQueue(size, dim)
-    keys = F.normalize(torch.randn(size + 5, dim, generator=torch.Generator().manual_seed(1)), dim=1)
+    keys = F.normalize(
+        torch.randn(size + 5, dim, generator=torch.Generator().manual_seed(1)), dim=1
+    )
     queue.enqueue(keys, torch.arange(size + 5), torch.arange(size + 5))
     return queue
 
@@ -167,7 +176,9 @@ def test_rounded_keys_come_back_rounded(tmp_path):
 def test_without_its_queue_a_run_starts_with_an_empty_one_and_says_so(tmp_path):
     queue, again = filled(), filled()
     state = saved(SafeCheckpointIO(queue="none"), queue, tmp_path / "a.ckpt")
-    with pytest.warns(UserWarning, match="saved without its queue, which starts empty: negatives are 64"):
+    with pytest.warns(
+        UserWarning, match="saved without its queue, which starts empty: negatives are 64"
+    ):
         again.load_state_dict(state)
     fresh = KeyQueue(64, 16).state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in again.state_dict().items())

@@ -17,7 +17,7 @@ class EpochCount(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        progress = trainer.fit_loop.epoch_progress
+        progress: Any = trainer.fit_loop.epoch_progress
         if progress.current.ready == progress.current.processed:
             progress.increment_ready()
             progress.increment_started()

@@ -158,7 +158,9 @@ class ResumableLoader(DataLoader[Any]):
         now = {"ranks": world_size(), "batch_size": self.batch_size or 1}
         before = {name: state.get(name, value) for name, value in now.items()}
         if state["consumed"] and now != before:
-            ours, theirs = ("{ranks} ranks with batches of {batch_size}".format(**d) for d in (now, before))
+            ours, theirs = (
+                "{ranks} ranks with batches of {batch_size}".format(**d) for d in (now, before)
+            )
             raise ValueError(
                 f"Expected {theirs}, which the checkpoint was saved by in the middle of epoch "
                 f"{state['epoch']}, but there are {ours}: go on with as many, or from a checkpoint of "

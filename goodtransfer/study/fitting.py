@@ -42,7 +42,13 @@ def cell_trainer(
         max_epochs=epochs,
         devices=1,  # batch sizes are over all; many devices are for `goodtransfer fit`
         logger=CurveLogger(work / "curves.jsonl"),
-        callbacks=[last, CellBar(title), SaveOnSigterm(work / LAST), EpochCount(), *(callbacks or [])],
+        callbacks=[
+            last,
+            CellBar(title),
+            SaveOnSigterm(work / LAST),
+            EpochCount(),
+            *(callbacks or []),
+        ],
         plugins=[SafeCheckpointIO()],
         default_root_dir=work,
         num_sanity_val_steps=0,

@@ -53,9 +53,10 @@ def test_a_nan_names_the_step_and_keeps_the_batch(name, trainer_options, tmp_pat
         trainer.fit(METHODS[name](), loader)
     kept = torch.load(file, weights_only=True)
     assert (kept["step"], kept["epoch"], kept["indices"]) == (2, 0, list(range(16, 24)))
-    (views, labels, indices) = kept["batch"]
+    (views, labels, _indices) = kept["batch"]
     assert torch.equal(labels, torch.arange(16, 24) % 4)
-    assert views[0][5].isnan().all() and views[0][4].isfinite().all()
+    assert views[0][5].isnan().all()
+    assert views[0][4].isfinite().all()
 
 
 class Spoil(pl.Callback):
@@ -75,7 +76,9 @@ class Spoil(pl.Callback):
 
 def test_an_infinite_gradient_names_the_parameter(trainer_options):
     trainer = pl.Trainer(max_epochs=1, callbacks=[Spoil(1, "gradient")], **trainer_options)
-    with pytest.raises(FloatingPointError, match=r"in step 1 gradients of encoder\.\S*conv1.weight are"):
+    with pytest.raises(
+        FloatingPointError, match=r"in step 1 gradients of encoder\.\S*conv1.weight are"
+    ):
         trainer.fit(moco(), DataLoader(PairDataset(), batch_size=8))
 
 

@@ -15,6 +15,8 @@ from mmap import mmap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import contextlib
+
 import training
 
 PLAIN = {}
@@ -56,6 +58,7 @@ def start(root, folder, options):
                 for child in others:
                     os.waitpid(child, 0)
             os._exit(code)
+    return None
 
 
 def free_port():
@@ -83,10 +86,8 @@ def killed(leader, counts, folder, kind, lot):
         elif kind == "epoch" and counts[1]:
             break
         time.sleep(0.0005)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     _, status = os.waitpid(leader, 0)
     return os.WIFSIGNALED(status)
 

@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from kills import CHAINS
-
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "LOCAL_"))}
 
 
@@ -25,7 +22,7 @@ def test_twenty_kills_change_nothing(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     chains = json.loads(done.stdout)
     kills = [kill for chain in chains for kill in chain["kills"] if kill["hit"]]
-    assert [chain["seed"] for chain in chains] == [seed for seed, *_ in CHAINS]
+    assert [chain["seed"] for chain in chains] == [1, 2, 3, 4, 5, 6]
     assert len(kills) == 20
     assert sum(kill["saving"] for kill in kills) >= 5
     assert sum(kill["kind"] == "epoch" for kill in kills) >= 3
@@ -39,7 +36,9 @@ def started(folder, options):
         f"training.train(Path({str(folder.parent / 'toy')!r}), Path({str(folder)!r}), **{options!r})"
     )
     environment = CLEAN | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL
+    )
 
 
 def test_sigterm_saves_at_the_next_step_and_is_no_success(tmp_path):
@@ -53,7 +52,8 @@ def test_sigterm_saves_at_the_next_step_and_is_no_success(tmp_path):
     curves = cut / "curves.jsonl"
     deadline = time.monotonic() + 120
     while not (curves.is_file() and len(curves.read_text().splitlines()) >= 3):
-        assert runs[1].poll() is None and time.monotonic() < deadline
+        assert runs[1].poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     runs[1].send_signal(signal.SIGTERM)
     assert runs[1].wait(60) == 128 + signal.SIGTERM

@@ -44,7 +44,9 @@ class Phases(pl.Callback):
         time.sleep(0.02)  # between epochs
 
 
-def train(root, folder, counts=None, *, workers=0, accumulate=1, ranks=1, ballast=2_000_000, slow=0.0):
+def train(
+    root, folder, counts=None, *, workers=0, accumulate=1, ranks=1, ballast=2_000_000, slow=0.0
+):
     """Train to the end, from the folder's last checkpoint if there is one; write the digest."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
