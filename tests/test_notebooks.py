@@ -30,6 +30,7 @@ def test_is_kept_as_it_was_written_or_run(path):
         assert not cell.source.lstrip().startswith(("%", "!"))  # nothing is installed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("GOODTRANSFER_NOTEBOOK", "tiny")

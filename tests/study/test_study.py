@@ -68,6 +68,7 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "kinds", "columns"),
     [
