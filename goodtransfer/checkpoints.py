@@ -46,6 +46,15 @@ class SafeCheckpointIO(TorchCheckpointIO):
     Raises:
         OSError: from saving, of the kind that the machine gave (``ENOSPC`` for a full disk), in a
             sentence that names the last good file.
+        ValueError: for another ``queue``.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     io, file = SafeCheckpointIO(), Path(folder, "last.ckpt")
+    ...     for step in (1, 2):
+    ...         io.save_checkpoint({"step": step}, file)
+    ...     io.load_checkpoint(file), sorted(kept.name for kept in Path(folder).iterdir())
+    ({'step': 2}, ['last.ckpt', 'last.ckpt.before'])
     """
 
     def __init__(self, *, queue: Thinned = "whole", before: bool = True) -> None:
@@ -97,9 +106,19 @@ class SafeCheckpointIO(TorchCheckpointIO):
 def newest_whole(path: Path) -> Path:
     """The file itself if it is whole, else the newest whole checkpoint before it, with a warning.
 
+    Args:
+        path: of a checkpoint.
+
     Raises:
         FileNotFoundError: for a path without a file, or without a file of that name before.
         ValueError: where none is whole.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     file = Path(folder, "last.ckpt")
+    ...     SafeCheckpointIO().save_checkpoint({"step": 1}, file)
+    ...     newest_whole(file).name
+    'last.ckpt'
     """
     before = path.with_name(path.name + BEFORE)
     if not path.is_file() and not before.is_file():

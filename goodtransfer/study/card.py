@@ -32,6 +32,9 @@ class Card(NamedTuple):
     Attributes:
         path: of the page.
         entries: label -> column -> its number, with the paper's and its interval.
+
+    >>> Card(Path("card/report.html"), {"mine": {}}).scores
+    {'mine': {}}
     """
 
     path: Path
@@ -81,6 +84,10 @@ def report_card(
     Raises:
         ValueError: for an encoder that cannot be read, two of one name, or no images.
         FileNotFoundError: for a folder without what it should hold.
+
+    >>> report_card(["resnet10w8"], quick=True, voc="VOCdevkit")  # says so before anything is made
+    Traceback (most recent call last):
+    ValueError: Expected --quick without a scale or folders of images: it draws its own.
     """
     if quick and (scale or roots):
         raise ValueError("Expected --quick without a scale or folders of images: it draws its own.")
