@@ -17,7 +17,12 @@ class EpochCount(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        progress: Any = trainer.fit_loop.epoch_progress
-        if progress.current.ready == progress.current.processed:
-            progress.increment_ready()
-            progress.increment_started()
+        count_epoch(trainer)
+
+
+def count_epoch(trainer: pl.Trainer) -> None:
+    """Count the epoch that a batch is of, where Lightning has not."""
+    progress: Any = trainer.fit_loop.epoch_progress
+    if progress.current.ready == progress.current.processed:
+        progress.increment_ready()
+        progress.increment_started()

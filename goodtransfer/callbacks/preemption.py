@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from goodtransfer.callbacks.epoch_count import count_epoch
 from goodtransfer.distributed import gather
 
 _CODE = 128 + signal.SIGTERM
@@ -47,6 +48,13 @@ class SaveOnSigterm(pl.Callback):
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._told = True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        count_epoch(
+            trainer
+        )  # what is saved is to be gone on from, also by tasks without `EpochCount`
 
     def on_train_batch_end(
         self,

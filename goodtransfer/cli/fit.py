@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import goodtransfer
-from goodtransfer.callbacks import EpochCount, SaveOnSigterm
+from goodtransfer.callbacks import SaveOnSigterm
 
 EPILOG = """\
 a whole command:
@@ -68,7 +68,7 @@ def main(verb: str, words: list[str]) -> None:
             seed_everything_default=0,
             # Whole or not there, and saved when a scheduler takes the machine away.
             trainer_defaults={
-                "callbacks": [SaveOnSigterm(), EpochCount()],
+                "callbacks": [SaveOnSigterm()],
                 "plugins": [{"class_path": "goodtransfer.checkpoints.SafeCheckpointIO"}],
             },
             save_config_callback=_SaveConfig,

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from goodtransfer.callbacks import EpochCount, SaveOnSigterm
+from goodtransfer.callbacks import SaveOnSigterm
 from goodtransfer.checkpoints import SafeCheckpointIO, newest_whole
 from goodtransfer.study.logger import CellBar, CurveLogger
 
@@ -46,7 +46,6 @@ def cell_trainer(
             last,
             CellBar(title),
             SaveOnSigterm(work / LAST),
-            EpochCount(),
             *(callbacks or []),
         ],
         plugins=[SafeCheckpointIO()],

@@ -39,7 +39,7 @@ def test_an_unknown_verb_is_one_sentence(word, hint, capsys):
     assert output.out == ""
     assert output.err == (
         "goodtransfer: error: Expected a verb among fit, validate, test, predict, data, diagnose, "
-        f"invert, weights, study, but got {word!r}: {hint}\n"
+        f"invert, weights, card, verify, study, but got {word!r}: {hint}\n"
     )
 
 

@@ -323,7 +323,7 @@ def test_a_mistake_in_a_file_is_the_same_sentence(text, sentence, tmp_path, caps
         (["--data.batch_size=100"], "Expected at least one batch"),
         (["--data.views=supervised"], "Expected 2 views per image for ExemplarMoCo"),
         (["--trainer.sync_batchnorm=true"], "Expected plain batch norm"),
-        (["--ckpt_path=none.ckpt"], "Checkpoint file not found: none.ckpt"),
+        (["--ckpt_path=none.ckpt"], "Expected a checkpoint at none.ckpt, but there is none"),
         (["--trainer.overfit_batches=-1"], "You have passed invalid value -1"),
     ],
 )
@@ -375,7 +375,12 @@ def test_an_interrupted_run_is_no_success_and_keeps_its_checkpoints(
     except SystemExit as exit_:
         result = exit_.code
     assert result == code
-    (checkpoint,) = _checkpoints(tmp_path)  # of the first epoch; the second was cut short
+    found = {file.name: file for file in _checkpoints(tmp_path)}
+    preempted = found.pop("preempted.ckpt", None)
+    assert (preempted is not None) == (name == "SIGTERM")
+    if preempted:  # at the step that it came in
+        assert torch.load(preempted, weights_only=True)["epoch"] == 1
+    (checkpoint,) = found.values()  # of the first epoch; the second was cut short
     assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
 
 
