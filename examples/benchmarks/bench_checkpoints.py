@@ -40,6 +40,7 @@ def main() -> None:
         "safe, queue left out": (SafeCheckpointIO(queue="none"), whole),
     }
     saving, reading = ({name: [] for name in kinds} for _ in range(2))
+    sizes = {}
     path = arguments.folder / "bench.ckpt"
     for _ in range(arguments.repeats):
         for name, (io, content) in kinds.items():
@@ -49,18 +50,14 @@ def main() -> None:
             io.load_checkpoint(path)
             reading[name].append(time.perf_counter() - saved)
             saving[name].append(saved - started)
-            size = path.stat().st_size / 1e6
-            SafeCheckpointIO().remove_checkpoint(path)
-            kinds[name] = (io, content)
-            sizes[name] = size
+            sizes[name] = path.stat().st_size / 1e6
+            io.remove_checkpoint(path)
     base = statistics.median(saving["safe, without any queue"])
     print(f"{'':26}{'MB':>8}{'save, s':>9}{'read, s':>9}{'the queue adds, s':>19}")
     for name in kinds:
         save, read = (statistics.median(of[name]) for of in (saving, reading))
         print(f"{name:26}{sizes[name]:8.0f}{save:9.2f}{read:9.2f}{save - base:19.2f}")
 
-
-sizes: dict[str, float] = {}
 
 if __name__ == "__main__":
     main()
