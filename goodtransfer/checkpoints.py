@@ -3,6 +3,7 @@
 Lightning serialises into memory and moves a file out of TMPDIR: across file systems a kill leaves half a
 file under the final name, and nothing is forced to the disk. This takes its place:
 
+>>> import pytorch_lightning as pl
 >>> trainer = pl.Trainer(plugins=[SafeCheckpointIO()], logger=False, accelerator="cpu")
 """
 

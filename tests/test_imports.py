@@ -65,7 +65,10 @@ def test_rooms_form_a_dag():
 def test_everything_may_be_imported_by_nobody():
     for file in PACKAGE.rglob("*.py"):
         room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if room not in EVERYTHING:
+        if room not in (
+            *EVERYTHING,
+            "__init__",
+        ):  # which names all that is public, and loads it late
             assert not EVERYTHING & set(rooms_imported(file)), file
 
 

@@ -105,31 +105,6 @@ def read_coco(path: Path) -> GroundTruth:
         raise ValueError(f"Expected COCO's ground truth in {path}: {error}") from error
 
 
-def read_voc(root: Path, split: str, class_names: Sequence[str]) -> GroundTruth:
-    """The ground truth of a VOCdevkit, which ``root`` is or holds.
-
-    Args:
-        root: the folder.
-        split: YEAR/LIST, as ``2007/test``.
-        class_names: of its annotations.
-
-    Raises:
-        FileNotFoundError: for a folder without a VOCdevkit, a list or an annotation.
-        ValueError: for an annotation that cannot be read; the message names it.
-    """
-    from goodtransfer.data import VOCDetectionDataModule
-
-    records = VOCDetectionDataModule(root, test=split, class_names=class_names).records("test")
-    objects = Objects(
-        np.repeat(np.arange(len(records)), records.counts),
-        records.objects["labels"],
-        voc_pixels(records.objects["boxes"]),
-        records.objects["difficult"],
-    )
-    sizes = np.stack([records.images["width"], records.images["height"]], 1)
-    return GroundTruth(tuple(class_names), tuple(r.name for r in records), objects, sizes)
-
-
 def _read_coco_results(path: Path, truth: GroundTruth) -> Detections:
     places = {int(name): place for place, name in enumerate(truth.images) if truth.category_ids}
     labels = {number: label for label, number in enumerate(truth.category_ids)}

@@ -3,6 +3,7 @@
 Nothing heavy is imported before a verb is chosen, so help and misspelt verbs answer at once.
 """
 
+import contextlib
 import difflib
 import io
 import os
@@ -71,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         print(f"goodtransfer {goodtransfer.__version__}")
         return 0
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with contextlib.suppress(OSError):  # a file that is appended to cannot be sought
+            sys.stdout.reconfigure(errors="backslashreplace")
     verb, *rest = words
     if verb not in _VERBS:
         near = difflib.get_close_matches(verb, _VERBS, n=1)

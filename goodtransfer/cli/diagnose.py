@@ -93,8 +93,9 @@ def _names(arguments: argparse.Namespace) -> list[str]:
 
 
 def _ground_truth(arguments: argparse.Namespace) -> "GroundTruth":
-    from goodtransfer.analysis.detection_files import class_names_in, read_coco, read_voc
+    from goodtransfer.analysis.detection_files import class_names_in, read_coco
     from goodtransfer.data.voc import VOC_CLASSES
+    from goodtransfer.study.voc_truth import read_voc
 
     if arguments.gt.suffix == ".json":
         return read_coco(arguments.gt)

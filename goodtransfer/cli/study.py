@@ -16,8 +16,11 @@ from goodtransfer.study.plan import Study
 from goodtransfer.study.results import Results
 from goodtransfer.study.scales import SCALES
 from goodtransfer.study.sources import ROOTS
-from goodtransfer.study.tables import TABLES
+from goodtransfer.study.tables import CARD, TABLES
 from goodtransfer.study.transfers import TRANSFERS
+
+# That of `goodtransfer card` has its rows from there.
+_TABLES = [name for name in TABLES if name != CARD]
 
 EXAMPLES = """examples:
   goodtransfer study run --scale smoke --out smoke            minutes on two cores, no download
@@ -253,8 +256,8 @@ def _parser() -> argparse.ArgumentParser:
                       help="that MoCo-v2 pretrains on at this scale, as measured: gives hours")  # fmt: skip
     compare.add_argument("a", metavar="ROW", help="as the table calls it, such as Exemplar-v2")
     compare.add_argument("b", metavar="OTHER", help="that is subtracted, such as MoCo-v2")
-    compare.add_argument("--table", choices=list(TABLES), default="3", metavar="TABLE",
-                         help=f"{', '.join(TABLES)} (default: 3)")  # fmt: skip
+    compare.add_argument("--table", choices=_TABLES, default="3", metavar="TABLE",
+                         help=f"{', '.join(_TABLES)} (default: 3)")  # fmt: skip
     commands = verbs.add_parser(
         "commands", help="a line for each open cell, in order: for sh, xargs or a job array"
     )
@@ -280,8 +283,8 @@ def _parser() -> argparse.ArgumentParser:
             help="of VOCdevkit (default: 2007/trainval 2007/test)",
         )  # fmt: skip
         verb.add_argument(
-            "--table", dest="tables", nargs="+", choices=list(TABLES), metavar="TABLE",
-            help=f"{', '.join(TABLES)} (default: those there are images for, without 10, at smoke 4 and 5)",
+            "--table", dest="tables", nargs="+", choices=_TABLES, metavar="TABLE",
+            help=f"{', '.join(_TABLES)} (default: those there are images for, without 10, at smoke 4 and 5)",
         )  # fmt: skip
         verb.add_argument("--seeds", type=int, help="runs of every row (default 1)")
         _own(verb)

@@ -74,10 +74,11 @@ def failures(study: Study, results: Results) -> Failures | None:
 
 
 def _failures(study: Study, results: Results, cells: dict[str, Cell]) -> Failures:
-    from goodtransfer.analysis.detection_files import class_names_in, read_detections, read_voc
+    from goodtransfer.analysis.detection_files import class_names_in, read_detections
     from goodtransfer.analysis.error_bootstrap import bootstrap, estimate
     from goodtransfer.analysis.error_measures import QUANTITIES, flat, measure
     from goodtransfer.analysis.errors import diagnose
+    from goodtransfer.study.voc_truth import read_voc
 
     root = study.root("voc")
     assert root is not None  # else there is no such cell

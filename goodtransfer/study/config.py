@@ -9,7 +9,7 @@ import yaml
 
 from goodtransfer.study.scales import SCALES
 from goodtransfer.study.sources import ROOTS
-from goodtransfer.study.tables import TABLES
+from goodtransfer.study.tables import CARD, TABLES
 from goodtransfer.study.transfers import TRANSFERS
 
 Settings = dict[str, Any]
@@ -138,7 +138,7 @@ _KEYS: dict[str, tuple[str, Callable[[Place, Any], Any]]] = {
     **{option[2:].replace("-", "_"): (root, _folder) for root, (option, _) in ROOTS.items()},
     "voc_splits": ("voc_splits", _splits),
     "voc_classes": ("voc_classes", _names),
-    "tables": ("tables", _some(TABLES)),
+    "tables": ("tables", _some([name for name in TABLES if name != CARD])),
     "seeds": ("seeds", _number),
     "classes": ("classes", _names),
     "tasks": ("tasks", _some(TRANSFERS)),

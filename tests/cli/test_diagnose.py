@@ -12,12 +12,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from goodtransfer import cli
-from goodtransfer.analysis.detection_files import read_coco, read_detections, read_voc
+from goodtransfer.analysis.detection_files import read_coco, read_detections
 from goodtransfer.analysis.error_bootstrap import bootstrap, estimate
 from goodtransfer.analysis.error_measures import QUANTITIES, flat, measure
 from goodtransfer.analysis.errors import diagnose
 from goodtransfer.data.toy_voc import make_voc
 from goodtransfer.metrics.coco_files import coco_ap
+from goodtransfer.study.voc_truth import read_voc
 
 CLASSES = ("cup", "mug", "saw", "nut")  # no object is a nut
 

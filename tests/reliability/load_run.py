@@ -26,7 +26,7 @@ import tiny  # noqa: F401 - adds its scale
 from toy_inputs import PairDataset, encoder
 
 from goodtransfer import ExemplarMoCo, ImageNetDataModule
-from goodtransfer.data import make_imagefolder
+from goodtransfer.data import images, make_imagefolder
 from goodtransfer.study import cells
 from goodtransfer.study.fitting import cell_trainer
 from goodtransfer.study.plan import Study
@@ -174,10 +174,11 @@ def many_cells(folder):
 
 
 def pipe(folder, when, on_error):
-    """Read a data set in which an image of the second batch is a pipe that nobody writes to.
+    """Read a data set in which an image of the second batch never comes, as from a dead mount.
 
-    Its loader process waits there, to be killed: while this one waits for the batch, or trains on the
-    first. Where faulty images are skipped, the pipe is read in place of one, which is empty.
+    That is played by a pipe that nobody writes to, since an image that is one is refused. Its loader
+    process waits there, to be killed: while this one waits for the batch, or trains on the first. Where
+    faulty images are skipped, that image is read in place of one, which is empty.
     """
     make_imagefolder(folder / "toy", train=24, val=20, size=24)
     data = ImageNetDataModule(
@@ -189,10 +190,16 @@ def pipe(folder, when, on_error):
     if on_error == "skip":
         Path(files.path(number)).write_bytes(b"")
         number += 1
-    path = Path(files.path(number))
-    path.unlink()
-    os.mkfifo(path)
-    print(path, flush=True)
+    image, gate, decode = files.path(number), folder / "gate", images.decode
+    os.mkfifo(gate)
+
+    def late(path, **options):
+        if str(path) == str(image):
+            gate.read_bytes()
+        return decode(path, **options)
+
+    images.decode = late
+    print(gate, image, sep="\n", flush=True)
     if waiting:
         for _ in loader:
             pass

@@ -112,7 +112,7 @@ def test_fifty_cells_at_once_on_one_folder_are_made_once_each_and_none_is_lost(t
 )
 def test_a_killed_loader_process_names_the_file_it_was_reading(when, on_error, tmp_path):
     with started("pipe", tmp_path, when, on_error) as process:
-        pipe = process.stdout.readline().strip()
+        pipe, image = (process.stdout.readline().strip() for _ in range(2))
         writing = opened_for_a_reader(pipe, process)
         if when == "training":
             time.sleep(2)  # for the first batch to be in training
@@ -120,8 +120,8 @@ def test_a_killed_loader_process_names_the_file_it_was_reading(when, on_error, t
         _, err = process.communicate(timeout=60)
         os.close(writing)
     assert process.returncode == 1
-    assert f"but it died while it was reading {pipe}: look at that file" in err.splitlines()[-1]
-    assert err.count(f"reading {pipe}: look") == 1
+    assert f"but it died while it was reading {image}: look at that file" in err.splitlines()[-1]
+    assert err.count(f"reading {image}: look") == 1
 
 
 def opened_for_a_reader(pipe, process):

@@ -13,7 +13,6 @@ from torch import nn
 
 from goodtransfer import load_encoder, report_card, save_encoder
 from goodtransfer.analysis import diagnose, read_detections
-from goodtransfer.analysis.detection_files import read_voc
 from goodtransfer.analysis.error_measures import measure, with_mean
 from goodtransfer.analysis.errors import SLICES
 from goodtransfer.cli import main
@@ -25,6 +24,7 @@ from goodtransfer.study.run import run_study
 from goodtransfer.study.tables import TABLES, beside, published
 from goodtransfer.study.transfers import HEADINGS
 from goodtransfer.study.verify import verify
+from goodtransfer.study.voc_truth import read_voc
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny  # noqa: F401 - adds its scale

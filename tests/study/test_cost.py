@@ -113,7 +113,7 @@ def test_a_training_step_is_three_forward_passes_and_a_frozen_one_two():
 
 
 def test_the_paper_s_sizes_are_those_its_text_tells():
-    assert set(sizes.PAPER) == set(SOURCES)
+    assert set(sizes.PAPER) == set(SOURCES) - {"given"}
     for name in ("places", "voc", "coco", "cityscapes", "coco_images"):
         assert f"{sizes.PAPER[name].images:,}" in SOURCES[name].paper
     assert sizes.PAPER["mafl"].images == 19_000
@@ -312,10 +312,10 @@ def test_every_row_of_every_table_has_a_cost_within_100_columns(tmp_path):
     from goodtransfer.study.tables import TABLES
 
     for scale in ("paper", "small", "smoke", "tiny"):
-        study = Planned.open(tmp_path, scale=scale, tables=list(TABLES))
+        study = Planned.open(tmp_path, scale=scale, tables=[t for t in TABLES if t != "card"])
         text = list(cost_text.lines(study, 8, 1500.0))
         assert max(map(len, text)) <= 100
-        for table in TABLES.values():
+        for table in (table for name, table in TABLES.items() if name != "card"):
             start = text.index(table.title)
             labels = [line[2:30].strip() for line in text[start + 2 : start + 2 + len(table.rows)]]
             assert labels == [row.label for row in table.rows]
@@ -376,7 +376,7 @@ def test_the_cost_is_told_without_torch_and_at_once(tmp_path):
     code = (
         "import sys; from goodtransfer.cli import main\n"
         "from goodtransfer.study.tables import TABLES\n"
-        "code = main(['study', 'cost', '--scale', 'paper', '--table', *TABLES])\n"
+        "code = main(['study', 'cost', '--scale', 'paper', '--table', *(t for t in TABLES if t != 'card')])\n"
         "sys.exit(code or 3 * ('torch' in sys.modules))"
     )
     started = os.times()

@@ -49,7 +49,7 @@ def _alone(monkeypatch):
 def made_up(scale, out):
     """A study of everything: at the paper's scale in folders that need not be there."""
     roots = {} if scale.toy else {name: Path(f"/a folder/{name}") for name in ROOTS}
-    return Study(out, scale, roots, tables=tuple(TABLES))
+    return Study(out, scale, roots, tables=tuple(name for name in TABLES if name != "card"))
 
 
 def plain(values):
@@ -234,7 +234,8 @@ def test_the_listing_needs_no_torch(tmp_path):
     code = (
         "import sys; from goodtransfer.cli import main\n"
         "from goodtransfer.study.tables import TABLES\n"
-        "call = ['study', 'list', '--scale', 'smoke', '--table', *TABLES, '--out', sys.argv[1]]\n"
+        "tables = [name for name in TABLES if name != 'card']\n"
+        "call = ['study', 'list', '--scale', 'smoke', '--table', *tables, '--out', sys.argv[1]]\n"
         "sys.exit(main(call) or 3 * ('torch' in sys.modules))"
     )
     call = [sys.executable, "-c", code, str(tmp_path / "s")]
