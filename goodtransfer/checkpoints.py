@@ -77,7 +77,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path.parent)
             _write(checkpoint, aside)
-            if self.before and path.exists():
+            if self.before and path.exists() and damage(path) is None:  # else the good one stays
                 os.replace(_linked(path), path.with_name(path.name + BEFORE))
             os.replace(aside, path)
             _force(path.parent)

@@ -46,6 +46,26 @@ def test_a_truncated_newest_gives_way_to_the_one_before_saying_so(cut, tmp_path)
         assert io.load_checkpoint(path)["step"] == 1
 
 
+def test_a_damaged_newest_never_takes_the_place_of_the_good_one_before(tmp_path, monkeypatch):
+    """Killed between both renames of the next save, as that of the file itself never comes here."""
+    io, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
+    for seed in (1, 2):
+        io.save_checkpoint(content(seed=seed), path)
+    path.write_bytes(path.read_bytes()[:100])
+    replace = os.replace
+
+    def killed(source, target):
+        if target == path:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        io.save_checkpoint(content(seed=3), path)
+    with pytest.warns(UserWarning, match="going on from the one before"):
+        assert io.load_checkpoint(path)["step"] == 1
+
+
 def test_a_flipped_bit_is_found_and_what_is_older_is_taken(tmp_path):
     io, path = SafeCheckpointIO(before=False), tmp_path / "epoch=2.ckpt"
     io.save_checkpoint(content(seed=1), tmp_path / "epoch=1.ckpt")

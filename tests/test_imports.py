@@ -20,15 +20,15 @@ LEAVES = {
     "checkpoints": set(),
 }
 MAY_IMPORT = LEAVES | {
-    "runs": {"foreign"},
-    "metrics": {"foreign", "runs"},
+    "run_lengths": {"foreign"},
+    "metrics": {"foreign", "run_lengths"},
     "views": {"foreign"},
     "weights": {"foreign", "encoders"},
     "callbacks": {"momentum", "distributed", "weights"},
     "methods": {
         "losses", "momentum", "distributed", "optim", "encoders", "weights", "views", "callbacks",
     },
-    "data": {"foreign", "runs", "distributed", "views"},
+    "data": {"foreign", "run_lengths", "distributed", "views"},
     "transfer": {
         "losses", "distributed", "encoders", "weights", "views", "optim", "callbacks", "metrics",
     },

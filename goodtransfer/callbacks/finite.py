@@ -37,7 +37,7 @@ class FiniteCheck(pl.Callback):
     ) -> None:
         if not loss.isfinite():
             self._stop(trainer, pl_module, f"the loss is {loss.item()}")
-        for held in getattr(pl_module, "held", ()):
+        for held in getattr(pl_module, "held", ())[-1:]:  # of this forward
             if not held.keys.isfinite().all():
                 self._stop(trainer, pl_module, "keys for the queue are not finite")
 
@@ -47,13 +47,17 @@ class FiniteCheck(pl.Callback):
         precision = trainer.precision_plugin
         if isinstance(precision, MixedPrecision) and precision.scaler is not None:
             return
-        named = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
-        if not named:
+        grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        if not grads:
             return
         # A sum is finite where all are, but for an overflow, which is looked at once more.
-        sums = torch.stack([norm.float() for norm in torch._foreach_norm(list(named.values()))])
+        sums = torch.stack([norm.float() for norm in torch._foreach_norm(grads)])
         if not sums.isfinite().all():
-            wrong = [name for name, grad in named.items() if not grad.isfinite().all()]
+            wrong = [
+                name
+                for name, p in pl_module.named_parameters()
+                if p.grad is not None and not p.grad.isfinite().all()
+            ]
             if wrong:
                 more = f" and of {len(wrong) - 3} more" if len(wrong) > 3 else ""
                 what = f"gradients of {', '.join(wrong[:3])}{more} are not finite"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from goodtransfer.study.scales import SCALES
-from goodtransfer.study.sources import ROOTS
+from goodtransfer.study.sources import MEASURED_ON, ROOTS
 from goodtransfer.study.tables import CARD, TABLES
 from goodtransfer.study.transfers import TRANSFERS
 
@@ -38,8 +38,10 @@ def main(argv: Sequence[str]) -> int:
 def _card(arguments: argparse.Namespace) -> int:
     from goodtransfer.study.card import report_card
     from goodtransfer.study.engine import Engine
+    from goodtransfer.study.plan import Study
+    from goodtransfer.study.results import Results
 
-    roots = {name: root for name in ROOTS if (root := getattr(arguments, name)) is not None}
+    roots = {name: root for name in MEASURED_ON if (root := getattr(arguments, name)) is not None}
     card = report_card(
         arguments.encoders,
         arguments.out,
@@ -49,7 +51,8 @@ def _card(arguments: argparse.Namespace) -> int:
         **roots,
     )
     print(*told(card.entries), sep="\n")
-    return 0
+    study = Study.open(arguments.out)
+    return int(not all(Results(study).done(cell.key) for cell in study.cells()))
 
 
 def told(entries: dict[str, dict[str, Any]]) -> list[str]:
@@ -81,10 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, metavar="N", help="how often everything is measured (default: 1)")
     add("--jobs", type=int, metavar="N", help="measurements at once, by Snakemake")
     for name, (option, holds) in ROOTS.items():
-        if name in {"imagenet", "voc", "coco", "cityscapes", "mini_imagenet", "celeba"}:
+        if name in MEASURED_ON:
             add(option, dest=name, type=Path, metavar="ROOT", help=f"folder with {holds}")
-        else:
-            parser.set_defaults(**{name: None})  # nothing is transferred to it
     add("--voc-splits", nargs=2, metavar=("TRAIN", "TEST"),
         help="of VOCdevkit (default: 2007/trainval 2007/test)")  # fmt: skip
     return parser

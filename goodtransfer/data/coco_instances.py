@@ -14,7 +14,7 @@ from goodtransfer.data.coco_masks import pack
 from goodtransfer.data.files import inside, listed, missing
 from goodtransfer.distributed import rank
 from goodtransfer.foreign import parsed_json, plain, shown
-from goodtransfer.runs import SIDE, FaultError
+from goodtransfer.run_lengths import SIDE, FaultError
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from goodtransfer.foreign import shown
-from goodtransfer.runs import FaultError, check_polygon, compressed
+from goodtransfer.run_lengths import FaultError, check_polygon, compressed
 
 # A packed polygon begins with NaN, which run lengths, being text, never do.
 _BEGINS = np.array([np.nan])

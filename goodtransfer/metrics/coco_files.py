@@ -9,7 +9,7 @@ from pycocotools import mask as rle
 
 from goodtransfer.foreign import parsed_json, plain, shown
 from goodtransfer.metrics.coco_engines import Engine, Entry, IoUType, count
-from goodtransfer.runs import SIDE, FaultError, check_polygon, compressed
+from goodtransfer.run_lengths import SIDE, FaultError, check_polygon, compressed
 
 _FAR = 2.0**31  # pixels; beyond it, areas and overlaps of boxes are no longer numbers
 

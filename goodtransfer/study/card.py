@@ -17,7 +17,7 @@ from goodtransfer.study.entries import Entry, printed
 from goodtransfer.study.plan import Given, Study
 from goodtransfer.study.results import Results
 from goodtransfer.study.run import run_study
-from goodtransfer.study.sources import ENCODERS, ROOTS
+from goodtransfer.study.sources import ENCODERS, MEASURED_ON, ROOTS
 from goodtransfer.study.tables import CARD, TABLES
 from goodtransfer.weights import load_encoder, save_encoder
 from goodtransfer.weights.labels import labelled
@@ -110,7 +110,7 @@ def _opened(out: Path, given: Mapping[str, Any], encoders: Mapping[str, Given]) 
     if all(cell.kind == "pretrain" for cell in study.cells()):
         raise ValueError(
             "Expected images to transfer to, but got none: --quick draws some, and "
-            f"{', '.join(option for option, _ in ROOTS.values())} name folders of them."
+            f"{', '.join(ROOTS[name][0] for name in ROOTS if name in MEASURED_ON)} name folders of them."
         )
     return study
 

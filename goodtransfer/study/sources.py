@@ -14,6 +14,7 @@ from goodtransfer.data.files import class_numbers
 from goodtransfer.data.fingerprint import fingerprint, voc_fingerprint
 from goodtransfer.study.protocol import GIVEN
 from goodtransfer.study.sizes import Size, part, toy_size
+from goodtransfer.study.transfers import TRANSFERS
 
 IMAGENET = "1,281,167 images of 1,000 classes"
 VOC2007 = ("2007/trainval", "2007/test")
@@ -191,6 +192,9 @@ ROOTS = {
     "mini_imagenet": ("--mini-imagenet", "train.csv, val.csv, test.csv and their images"),
     "celeba": ("--celeba", "CelebA with MAFL's lists"),
 }
+
+# Those of them that something is transferred to.
+MEASURED_ON = {SOURCES[transfer.data].root for transfer in TRANSFERS.values()}
 
 
 def toy_source(name: str, arguments: Mapping[str, Any]) -> Found:

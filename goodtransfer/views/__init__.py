@@ -5,9 +5,7 @@ from goodtransfer.views.decode import MAX_PIXELS, ImageReadError, Pixels, decode
 from goodtransfer.views.recipes import (
     RECIPES,
     RUNGS,
-    Operation,
     Recipe,
-    Step,
     TwoViews,
     center,
     instdisc,
@@ -19,6 +17,7 @@ from goodtransfer.views.recipes import (
     simclr,
     supervised,
 )
+from goodtransfer.views.steps import Operation, Step
 
 __all__ = [
     "MAX_PIXELS",

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from goodtransfer.views import pixels
 from goodtransfer.views.decode import Pixels
-from goodtransfer.views.recipes import Operation
+from goodtransfer.views.steps import Operation
 
 Classes = NDArray[np.uint8]  # train id of each pixel (height, width)
 Size = tuple[int, int]  # height, width

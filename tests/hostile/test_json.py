@@ -18,7 +18,7 @@ from goodtransfer.data.check import check
 from goodtransfer.data.coco_masks import pack, unpack
 from goodtransfer.foreign import plain, shown
 from goodtransfer.metrics.coco_files import coco_ap
-from goodtransfer.runs import FaultError, _uncompressed
+from goodtransfer.run_lengths import FaultError, _uncompressed
 
 sys.path.insert(0, str(Path(__file__).parent))
 from forked import assert_clean, fault_of, outcomes

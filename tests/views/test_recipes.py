@@ -14,7 +14,7 @@ from torchvision import transforms as v1
 
 from goodtransfer import views
 from goodtransfer.views import RECIPES, RUNGS, Recipe, TwoViews, pixels, recipe
-from goodtransfer.views.recipes import Operation
+from goodtransfer.views.steps import Operation
 
 SIZE = 32
 ADDRESS = {"seed": 3, "epoch": 5, "index": 7}
