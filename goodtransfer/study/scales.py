@@ -172,12 +172,12 @@ _SMOKE = Scale(
         "voc07_course": replace(
             _SMOKE_C4, iterations=36, milestones=(24, 32), eval_iters=(12, 24, 36)
         ),
-        "voc0712": replace(_SMOKE_C4, iterations=120, milestones=(90, 110)),
+        "voc0712": replace(_SMOKE_C4, iterations=90, milestones=(66, 81)),
         "coco": replace(_SMOKE_C4, iterations=45, milestones=(30, 40)),
         "city": _SMOKE_CITY,
         "few_shot": FewShot(size=48),
         "landmarks": Landmarks(epochs=15, batch_size=32, lr=0.3, size=48),
-        "inversion": Inversion(images=3, steps=80, size=80),
+        "inversion": Inversion(images=3, steps=60, size=80),
     },
     # Tables 4 and 5 pretrain anew, three minutes more: by --table.
     tables=("3", "supervised", "floor"),
