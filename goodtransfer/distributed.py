@@ -63,6 +63,25 @@ def share(rows: int, total: int) -> float:
     return rows * world_size() / total
 
 
+def joint_mean(losses: Tensor, known: Tensor) -> Tensor:
+    """What DDP averages to the mean over the known rows of all ranks, however many each of them has.
+
+    Args:
+        losses: (B, ...), of any B, 0 in rows that are not known.
+        known: which rows count, (B,) of bool.
+
+    Returns:
+        (...); 0 where no rank has a known row.
+
+    >>> joint_mean(torch.tensor([6.0, 0.0, 2.0]), torch.tensor([True, False, True]))
+    tensor(4.)
+    """
+    count = known.sum()
+    if world_size() > 1:
+        dist.all_reduce(count)
+    return losses.sum(0) * world_size() / count.clamp(min=1)
+
+
 def permutation(count: int, seed: int) -> Tensor:
     """A permutation that is equal on all ranks and leaves every global generator alone."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from goodtransfer.callbacks.probe import labelled_features, log_accuracy
+from goodtransfer.callbacks.online import OnlineAccuracy, labelled
 from goodtransfer.distributed import gather
 from goodtransfer.momentum import KeyQueue
 
 _SIMILARITIES = 2**24  # at once: 64 MiB of fp32
 
 
-class OnlineKNN(pl.Callback):
+class OnlineKNN(OnlineAccuracy):
     """Classify validation images by the labels of the most similar training features.
 
     The bank holds the features of the last ``size`` training images (views as the method saw them,
@@ -34,6 +34,8 @@ class OnlineKNN(pl.Callback):
     Raises:
         ValueError: for numbers that are not above 0, or for steps that return no features or labels.
     """
+
+    logged = "knn_acc"
 
     def __init__(self, k: int = 20, temperature: float = 0.07, size: int = 4096) -> None:
         if k < 1 or size < 1 or not temperature > 0:
@@ -52,34 +54,25 @@ class OnlineKNN(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        features, labels = (gather(x)[0] for x in labelled_features(outputs, "training_step"))
+        step = labelled(outputs, "training_step")
+        features, labels = gather(step.features)[0], gather(step.label)[0]
         if self._bank is None:
             self._bank = self._build(features.shape[1])
         _moved(self._bank, features).enqueue(F.normalize(features), labels)
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def predict(self, features: Tensor) -> Tensor | None:
         if self._bank is None or not int(self._bank.filled):
-            return  # the sanity check, before any training
-        features, labels = labelled_features(outputs, "validation_step")
+            return None
         bank, filled = _moved(self._bank, features), int(self._bank.filled)
-        bank_labels = bank.labels[:filled]
-        predicted = knn_predict(
+        labels = bank.labels[:filled]
+        return knn_predict(
             F.normalize(features),
             bank.keys[:filled],
-            bank_labels,
+            labels,
             k=self.k,
             temperature=self.temperature,
-            num_classes=int(bank_labels.max()) + 1,
+            num_classes=int(labels.max()) + 1,
         )
-        log_accuracy(pl_module, "knn_acc", predicted, labels, sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._bank is None else dict(self._bank.state_dict())

@@ -3,7 +3,6 @@
 Shapes: N = images of a batch, D = feature dimension.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from goodtransfer.callbacks.online import OnlineAccuracy, labelled
 from goodtransfer.distributed import gather
 
 
-class OnlineProbe(pl.Callback):
+class OnlineProbe(OnlineAccuracy):
     """Batch norm and a linear classifier on the detached features of every training batch.
 
     Cheap news while a method trains, not the readout of the tables
@@ -25,7 +25,8 @@ class OnlineProbe(pl.Callback):
     averaged gradients with batch norm over all ranks. Images labelled -1 are left out.
 
     Any LightningModule will do whose training and validation steps return
-    ``{"features": (N, D), "label": (N,)}``.
+    ``{"features": (N, D), "label": (N,)}``, in validation best with ``"index": (N,)``, by which an
+    image that comes to several ranks counts once.
 
     Args:
         lr: of SGD with momentum 0.9.
@@ -38,6 +39,8 @@ class OnlineProbe(pl.Callback):
         ValueError: for an ``lr`` that is not above 0, without the number of classes, for labels that
             it does not cover, or for steps that return no features or labels.
     """
+
+    logged = "online_acc"
 
     def __init__(self, lr: float = 0.1, num_classes: int | None = None) -> None:
         if not lr > 0:
@@ -64,7 +67,8 @@ class OnlineProbe(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        features, labels = (gather(x)[0] for x in labelled_features(outputs, "training_step"))
+        step = labelled(outputs, "training_step")
+        features, labels = gather(step.features)[0], gather(step.label)[0]
         if len(labels) < 2:
             return  # batch norm needs two images
         if int(labels.max()) >= self._classes:
@@ -79,23 +83,15 @@ class OnlineProbe(pl.Callback):
         optimizer.zero_grad()
         F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        log_accuracy(pl_module, "online_train_acc", logits.argmax(1), labels)
+        right = (logits.argmax(1) == labels).float().mean()
+        pl_module.log("online_train_acc", 100 * right, batch_size=len(labels))
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def predict(self, features: Tensor) -> Tensor | None:
         if self._parts is None:
-            return  # the sanity check, before any training
-        features, labels = labelled_features(outputs, "validation_step")
+            return None
         self._parts = probe, _ = _moved(self._parts, features)
-        predicted = probe.eval()(features).argmax(1)
-        log_accuracy(pl_module, "online_acc", predicted, labels, sync_dist=True)
+        predicted: Tensor = probe.eval()(features).argmax(1)
+        return predicted
 
     def state_dict(self) -> dict[str, Any]:
         if self._parts is None:
@@ -127,31 +123,3 @@ def _moved(parts: tuple[nn.Sequential, SGD], features: Tensor) -> tuple[nn.Seque
     moved = SGD(probe.to(features.device).parameters())
     moved.load_state_dict(optimizer.state_dict())  # with momentum, lr and all
     return probe, moved
-
-
-def labelled_features(outputs: Any, step: str) -> tuple[Tensor, Tensor]:
-    """Features (N, D) in fp32 and labels (N,) that a step returned, without images labelled -1."""
-    given = outputs if isinstance(outputs, Mapping) else {}
-    features, label = given.get("features"), given.get("label")
-    if features is None or label is None:
-        missing = "features" if features is None else "label"
-        raise ValueError(
-            f"Expected {step} to return a dict with `features` and `label` to probe, but got no "
-            f"`{missing}`: give the method a loader with labels and return both, or remove the "
-            "online callbacks."
-        )
-    known = label >= 0
-    return features.detach().float()[known], label[known]
-
-
-def log_accuracy(
-    pl_module: pl.LightningModule,
-    name: str,
-    predicted: Tensor,
-    labels: Tensor,
-    *,
-    sync_dist: bool = False,
-) -> None:
-    """Log percent correct, weighted by the number of labels (which may be 0)."""
-    correct = (predicted == labels).float().sum() / max(1, len(labels))
-    pl_module.log(name, 100 * correct, batch_size=len(labels), sync_dist=sync_dist)

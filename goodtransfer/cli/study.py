@@ -25,6 +25,7 @@ _TABLES = [name for name in TABLES if name != CARD]
 EXAMPLES = """examples:
   goodtransfer study run --scale smoke --out smoke            minutes on two cores, no download
   goodtransfer study run --scale smoke --table 4 5 --out few  few-shot learning, and landmarks on faces
+  goodtransfer study run --scale smoke --table all --out all  every table and figure of the paper
   goodtransfer study run --scale small --data ROOT --out own  your images: ROOT/{train,val}/CLASS/*.jpg
   goodtransfer study run --config study.yaml                  the same from a file, classes and tasks too
   goodtransfer study run --scale paper --data /imagenet --voc /voc --coco /coco --out paper
@@ -283,8 +284,9 @@ def _parser() -> argparse.ArgumentParser:
             help="of VOCdevkit (default: 2007/trainval 2007/test)",
         )  # fmt: skip
         verb.add_argument(
-            "--table", dest="tables", nargs="+", choices=_TABLES, metavar="TABLE",
-            help=f"{', '.join(_TABLES)} (default: those there are images for, without 10, at smoke 4 and 5)",
+            "--table", dest="tables", nargs="+", choices=[*_TABLES, "all"], metavar="TABLE",
+            help=f"{', '.join(_TABLES)}, or all but own (default: those there are images for, without 10, "
+            "at smoke 4 and 5)",
         )  # fmt: skip
         verb.add_argument("--seeds", type=int, help="runs of every row (default 1)")
         _own(verb)

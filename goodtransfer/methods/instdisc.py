@@ -206,8 +206,8 @@ class InstDisc(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         """Features for the callbacks that probe the encoder; changes nothing here."""
-        views, label, _ = as_batch(batch)
-        return {"features": pooled(self.encoder, views[0]), "label": label}
+        views, label, index = as_batch(batch)
+        return {"features": pooled(self.encoder, views[0]), "label": label, "index": index}
 
     test_step = validation_step
 

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from goodtransfer.callbacks.epoch_count import EpochCount
 from goodtransfer.callbacks.finite import FiniteCheck
+from goodtransfer.distributed import joint_mean
 from goodtransfer.encoders import Encoder, pooled
 from goodtransfer.losses import full_precision
 from goodtransfer.methods import checks
+from goodtransfer.metrics.accuracy import Accuracy
 from goodtransfer.momentum import NO_LABEL
 from goodtransfer.optim import Schedule, sgd
 from goodtransfer.views import as_batch
@@ -60,6 +62,7 @@ class SupervisedCE(pl.LightningModule):
         self.hparams["encoder"] = self.encoder.name
         self.lr, self.weight_decay, self.schedule, self.views = lr, weight_decay, schedule, views
         self.head: nn.Linear | None = None
+        self.accuracy = Accuracy()
         if num_classes is not None:
             self._add_head(num_classes)
 
@@ -91,7 +94,10 @@ class SupervisedCE(pl.LightningModule):
         given = as_batch(batch)
         features, label = pooled(self.encoder, given.views[0]), given.labels_for("SupervisedCE")
         logits = self._classify(features)
-        loss = F.cross_entropy(full_precision(logits), label, ignore_index=NO_LABEL)
+        losses = F.cross_entropy(
+            full_precision(logits), label, ignore_index=NO_LABEL, reduction="none"
+        )
+        loss = joint_mean(losses, label != NO_LABEL)
         self.log("loss", loss.detach(), prog_bar=True)
         self.log("train_acc", _percent_correct(logits, label), prog_bar=True)
         self.log("lr", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
@@ -100,13 +106,15 @@ class SupervisedCE(pl.LightningModule):
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         given = as_batch(batch)
         features, label = pooled(self.encoder, given.views[0]), given.labels_for("SupervisedCE")
-        correct, labelled = (
-            _percent_correct(self._classify(features), label),
-            int((label >= 0).sum()),
-        )
-        if labelled:
-            self.log("acc_head", correct, batch_size=labelled, sync_dist=True)
-        return {"features": features, "label": label}
+        self.accuracy.update(self._classify(features).argmax(1), label, given.index)
+        return {"features": features, "label": label, "index": given.index}
+
+    def on_validation_epoch_end(self) -> None:
+        accuracy = self.accuracy.take()
+        if accuracy is not None:
+            self.log("acc_head", accuracy[0], sync_dist=True)  # the same on all ranks
+
+    on_test_epoch_end = on_validation_epoch_end
 
     test_step = validation_step
 

@@ -138,7 +138,7 @@ _KEYS: dict[str, tuple[str, Callable[[Place, Any], Any]]] = {
     **{option[2:].replace("-", "_"): (root, _folder) for root, (option, _) in ROOTS.items()},
     "voc_splits": ("voc_splits", _splits),
     "voc_classes": ("voc_classes", _names),
-    "tables": ("tables", _some([name for name in TABLES if name != CARD])),
+    "tables": ("tables", _some([*(name for name in TABLES if name != CARD), "all"])),
     "seeds": ("seeds", _number),
     "classes": ("classes", _names),
     "tasks": ("tasks", _some(TRANSFERS)),

@@ -21,7 +21,7 @@ from goodtransfer.study.sources import (
     toy_classes,
     toy_source,
 )
-from goodtransfer.study.tables import CARD, TABLES, Row, Table, published
+from goodtransfer.study.tables import CARD, PUBLISHED, TABLES, Row, Table, published
 from goodtransfer.study.transfers import PAPER, TRANSFERS
 
 # Choices that a user makes of data of their own.
@@ -85,7 +85,7 @@ class Study:
         scale: one for the whole folder.
         roots: the user's folders, by name in ``ROOTS``; the scale's toy world is drawn for others.
         voc_splits: of VOC, to train and to test on.
-        tables: names among ``TABLES``.
+        tables: names among ``TABLES``; when opened, ``all`` is every one of the paper's.
         seeds: how many runs of every row.
         classes: folders of the user's images that are pretrained on; none for all.
         tasks: kinds of transfer among ``TRANSFERS`` that are measured; none for a table's own.
@@ -141,6 +141,8 @@ class Study:
                     f"{given[name]!r} was asked for: use another --out."
                 )
         settings = {**known, **given}
+        if "all" in settings.get("tables", ()):
+            settings["tables"] = list(PUBLISHED)
         if settings["scale"] not in SCALES:
             raise ValueError(
                 f"Expected scale to be one of {', '.join(SCALES)}, but got {settings['scale']!r}."

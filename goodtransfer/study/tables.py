@@ -282,3 +282,5 @@ TABLES = {
         *(_table4(), _table5(), _table6(), _table10(), _figure2(), _figure4(), _own(), _card()),
     )
 }
+# Those of the paper, and the floor to see them above.
+PUBLISHED = [name for name in TABLES if name not in ("own", CARD)]

@@ -6,7 +6,6 @@ from copy import deepcopy
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -15,8 +14,10 @@ from torch import Tensor, nn
 
 from goodtransfer.callbacks.frozen import FrozenCheck
 from goodtransfer.callbacks.pictures import Pictures, as_pixels, captioned, fitted
+from goodtransfer.distributed import joint_mean
 from goodtransfer.encoders import Encoder, pooled
-from goodtransfer.metrics.images import ImageMetric, copies
+from goodtransfer.metrics.accuracy import Accuracy
+from goodtransfer.momentum import NO_LABEL
 from goodtransfer.optim import sgd
 from goodtransfer.transfer.checks import check_encoder, resolve_classes
 from goodtransfer.views import as_batch, check_range
@@ -81,8 +82,8 @@ class LinearProbe(pl.LightningModule):
         self.head = None if head is None else deepcopy(head).requires_grad_(False)
         self.register_buffer("lr_weights", torch.tensor(self.lrs), persistent=False)
         self.register_buffer("chosen", torch.tensor(0))
-        self.accuracy = _Accuracy(len(self.lrs))
-        self.head_accuracy = _Accuracy(1)
+        self.accuracy = Accuracy(len(self.lrs))
+        self.head_accuracy = Accuracy(1)
         self.classifiers: nn.Linear | None = None
         if num_classes is not None:
             self._add_classifiers(num_classes)
@@ -145,9 +146,11 @@ class LinearProbe(pl.LightningModule):
         given = as_batch(batch)
         logits = self._logits(self._features(given.views[0])).float()
         label = given.labels_for("LinearProbe")
-        logits, label = logits[label >= 0], label[label >= 0]  # -1 is no label
         target = label.unsqueeze(1).expand(logits.shape[:2])
-        losses = F.cross_entropy(logits.transpose(1, 2), target, reduction="none").mean(0)
+        losses = F.cross_entropy(
+            logits.transpose(1, 2), target, ignore_index=NO_LABEL, reduction="none"
+        )
+        losses = joint_mean(losses, label != NO_LABEL)
         self.log("loss", losses.detach().nan_to_num(torch.inf).min(), prog_bar=True)
         # Each rate's loss times its rate, under SGD with rate 1, is SGD with that rate: gradients
         # of the classifiers are separate, momentum is linear in them, and there is no decay.
@@ -164,9 +167,9 @@ class LinearProbe(pl.LightningModule):
         given = as_batch(batch)
         features, label = self._features(given.views[0]), given.labels_for("LinearProbe")
         logits = self._logits(features)
-        self.accuracy.update(logits, label, given.index)
+        self.accuracy.update(logits.argmax(2), label, given.index)
         if self.head is not None:
-            self.head_accuracy.update(self.head(features).unsqueeze(1), label, given.index)
+            self.head_accuracy.update(self.head(features).argmax(1), label, given.index)
         return logits
 
     def drawings(self, batch: Any, outputs: dict[str, Tensor], first: int) -> list[Tensor]:
@@ -186,17 +189,19 @@ class LinearProbe(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         accuracy, _ = self.accuracy.take(), self.head_accuracy.take()
-        if not self.trainer.sanity_checking:
+        if accuracy is not None and not self.trainer.sanity_checking:
             if self.trainer.state.fn == "fit":  # Trainer.validate reports, and chooses nothing
                 self.chosen.copy_(accuracy.argmax())
             self.log("selection_acc", accuracy.max(), prog_bar=True, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         accuracy, head_accuracy = self.accuracy.take(), self.head_accuracy.take()
+        if accuracy is None:
+            return  # no image had a label
         found = {self.prefix: accuracy[self.chosen], "chosen_lr": self.lr_weights[self.chosen]}
         if MOCO_LR in self.lrs:
             found[f"{self.prefix}_lr30"] = accuracy[self.lrs.index(MOCO_LR)]
-        if self.head is not None:
+        if head_accuracy is not None:
             found[f"{self.prefix}_head"] = head_accuracy[0]
         self.log_dict(found, sync_dist=True)  # the same on all ranks
 
@@ -212,39 +217,3 @@ class LinearProbe(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         classifiers = [p for p in self.parameters() if p.requires_grad]
         return sgd(classifiers, self.trainer, lr=1.0, weight_decay=0.0, schedule="step")
-
-
-class _Accuracy(ImageMetric):
-    """Top-1 of several classifiers on the same labelled images, in percent, over all ranks.
-
-    An image that comes again counts once: a sampler repeats some where the images do not divide among
-    the ranks. Of a loader that does not number its images all count.
-    """
-
-    images: list[Tensor]  # (n,) int64, -1 where unknown
-    right: list[Tensor]  # (n, classifiers) uint8
-
-    def __init__(self, classifiers: int) -> None:
-        super().__init__()
-        self.add_rows("images", torch.zeros(0, dtype=torch.long))
-        self.add_rows("right", torch.zeros(0, classifiers, dtype=torch.uint8))
-
-    def update(self, logits: Tensor, label: Tensor, index: Tensor | None) -> None:
-        """Logits (N, classifiers, classes), label (N,), the images' numbers (N,)."""
-        index = torch.full_like(label, -1) if index is None else index
-        known = label >= 0
-        self.images.append(index[known].long())
-        self.right.append((logits.argmax(2) == label.unsqueeze(1))[known].to(torch.uint8))
-
-    def compute(self) -> Tensor:
-        """Percent correct of each classifier, (classifiers,)."""
-        right, numbers = self.joined("right"), self.joined("images").cpu().numpy()
-        unknown = -1 - np.arange(len(numbers))  # no two of them alike
-        kept = torch.from_numpy(copies(np.where(numbers < 0, unknown, numbers)).kept)
-        return 100 * right[kept.to(right.device)].sum(0) / max(1, len(kept))
-
-    def take(self) -> Tensor:
-        """The accuracies, (classifiers,) also for one, and a fresh start."""
-        accuracy = self.compute().reshape(-1) if self.update_called else torch.zeros(1)
-        self.reset()
-        return accuracy

@@ -42,11 +42,13 @@ class Emitter(pl.LightningModule):
 class Log:
     """Stands in for the LightningModule: keeps what is logged."""
 
+    device = "cpu"
+
     def __init__(self):
         self.seen = []
 
-    def log(self, name, value, **options):
-        self.seen.append((name, float(value), options["batch_size"]))
+    def log(self, name, value, batch_size=None, sync_dist=False):
+        self.seen.append((name, float(value), batch_size))
 
 
 def clusters(count, seed=0, dim=8, spread=0.3):
@@ -72,9 +74,14 @@ def train(probe, features, label, log=None):
     probe.on_train_batch_end(None, log or Log(), outputs, None, 0)
 
 
-def validate(callback, features, label):
+def validate(callback, *loaders):
+    """Each loader is one batch of features, labels and perhaps the images' numbers."""
     log = Log()
-    callback.on_validation_batch_end(None, log, {"features": features, "label": label}, None, 0)
+    callback.on_validation_epoch_start(None, log)
+    for number, batch in enumerate(loaders):
+        outputs = dict(zip(("features", "label", "index"), batch, strict=False))
+        callback.on_validation_batch_end(None, log, outputs, None, 0, number)
+    callback.on_validation_epoch_end(None, log)
     return log.seen
 
 
@@ -133,8 +140,21 @@ def test_validation_is_the_share_of_all_labelled_images(trainer_options):
     torch.testing.assert_close(trainer.callback_metrics["online_acc"], expected)
 
 
+def test_an_image_that_comes_again_counts_once_and_those_of_another_loader_are_others():
+    features, label = clusters(6)
+    probe = probe_at()
+    train(probe, *clusters(64, seed=1))
+    assert validate(probe, (features, label)) == [("online_acc", 100, None)]
+    label[4:] = (label[4:] + 1) % CLASSES  # two wrong of six
+    index = torch.tensor([3, 9, 9, 9, 4, 4])  # images 3, 9 and 4
+    wrong_thrice = validate(probe, (features, label, index))
+    assert wrong_thrice == [("online_acc", pytest.approx(200 / 3), None)]
+    both = validate(probe, (features, label, index), (features[:3], label[:3], index[:3]))
+    assert both == [("online_acc", pytest.approx(400 / 5), None)]
+
+
 def test_sanity_check_logs_nothing():
-    assert validate(probe_at(), *clusters(4)) == []
+    assert validate(probe_at(), clusters(4)) == []
 
 
 def moco_run(callbacks, options):
@@ -201,7 +221,7 @@ def test_half_precision_features_are_read_as_fp32(trainer_options):
     train(half, features.bfloat16(), label)
     train(full, features.bfloat16().float(), label)
     assert_same_state(half.state_dict(), full.state_dict())
-    assert validate(half, features.bfloat16(), label)[0][1] > 90
+    assert validate(half, (features.bfloat16(), label))[0][1] > 90
 
     callbacks = [OnlineProbe(num_classes=CLASSES), OnlineKNN(k=5)]
     options = trainer_options | {"precision": "bf16-mixed", "callbacks": callbacks}

@@ -10,6 +10,7 @@ import traceback
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytorch_lightning as pl
@@ -36,8 +37,10 @@ from goodtransfer import (
     MoCoV2,
     SegmentationScores,
     SimCLR,
+    SupervisedCE,
     VOCDetectionAP,
 )
+from goodtransfer.callbacks import OnlineKNN, OnlineProbe
 from goodtransfer.data import make_imagefolder
 from goodtransfer.data.loader import EpochSampler
 from goodtransfer.distributed import gather, rank, world_size
@@ -94,11 +97,13 @@ METHODS = {
     "instdisc by nce": partial(Drawing, negatives=5, **BANK),
     "instdisc by softmax": partial(InstDisc, loss="softmax", negatives=None, **BANK),
     "simclr": partial(SimCLR, dim=6, lr=0.03, warmup_epochs=1),
+    "supervised": partial(SupervisedCE, num_classes=4, lr=0.5),
 }
 
 
-def own_batches(world, views):
-    """This rank's part of every batch of an epoch."""
+def own_batches(world, module):
+    """This rank's part of every batch of an epoch; every third image has no label for cross-entropy."""
+    views = 1 if isinstance(module, InstDisc | SupervisedCE) else 2
     images = PairDataset(IMAGES, dtype=torch.float64)
     found, start = [], 0
     for sizes in DEALT[world]:
@@ -106,7 +111,10 @@ def own_batches(world, views):
         numbers = range(begin, begin + sizes[rank()])
         start += sum(sizes)
         parts = [torch.stack([images[n][0][view] for n in numbers]) for view in range(views)]
-        found.append((tuple(parts), torch.tensor(numbers) % 4, torch.tensor(numbers)))
+        label = torch.tensor(numbers) % 4
+        if isinstance(module, SupervisedCE):
+            label[torch.tensor(numbers) % 3 == 0] = -1
+        found.append((tuple(parts), label, torch.tensor(numbers)))
     return found
 
 
@@ -150,7 +158,7 @@ def method(build, world, of=1):
     module.world = of
     built = memory(module) | {n: p.detach().clone() for n, p in module.named_parameters()}
     record = Record()
-    batches = own_batches(world, 1 if isinstance(module, InstDisc) else 2)
+    batches = own_batches(world, module)
     run = trainer(max_epochs=EPOCHS, precision="64-true", use_distributed_sampler=False,
                   callbacks=[record])  # fmt: skip
     with warnings.catch_warnings(record=True) as caught:
@@ -179,7 +187,7 @@ SMALL, LARGE = 64, 2**15  # rows of a memory
 def sent(build, world):
     """Bytes that this process wrote during a fit: gloo's sockets are files like any other."""
     module = build(encoder(batch_norm=False)).double()
-    batches = own_batches(world, 1 if isinstance(module, InstDisc) else 2)
+    batches = own_batches(world, module)
     run = trainer(max_epochs=EPOCHS, use_distributed_sampler=False)
     dist.barrier()
     before = written()
@@ -335,6 +343,39 @@ def probe(root, world):
     }
 
 
+class Outputs(pl.Callback):
+    """What validation steps return."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_validation_batch_end(self, trainer, module, outputs, *rest):
+        self.seen.append(outputs)
+
+
+def online(root, world):
+    """Scores by callbacks that learnt from features of half of the images that they are asked for."""
+    torch.manual_seed(0)
+    module = SupervisedCE("resnet10w8", num_classes=20)
+    data = ImageNetDataModule(root, batch_size=8 // (world or 1), size=24)
+    seen = Outputs()
+    trainer(callbacks=[seen]).validate(module, data, verbose=False)
+    features, label, index = (
+        gather(torch.cat([each[name] for each in seen.seen]))[0]
+        for name in ("features", "label", "index")
+    )
+    rows = [index.tolist().index(number) for number in range(12)]
+    own = rows[rank() * 12 // (world or 1) : (rank() + 1) * 12 // (world or 1)]
+    callbacks = [OnlineProbe(num_classes=20), OnlineKNN(k=1)]
+    silent = SimpleNamespace(log=lambda *value, **options: None)
+    for callback in callbacks:
+        callback.setup(SimpleNamespace(), silent, "fit")
+        outputs = {"features": features[own], "label": label[own]}
+        callback.on_train_batch_end(None, silent, outputs, None, 0)
+    (scores,) = trainer(callbacks=callbacks).validate(module, data, verbose=False)
+    return {"scores": scores, "dealt": len(index)}
+
+
 # --- Ranks
 
 
@@ -352,6 +393,7 @@ def work(out, world, number, port):
         "statistics": statistics(),
         "metrics": metrics(),
         "probe": probe(out / "toy", world),
+        "online": online(out / "toy", world),
     }
     torch.save(found, out / f"{world}_{number}.pt")
 

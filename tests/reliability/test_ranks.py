@@ -23,7 +23,7 @@ WORLDS = [1, 2, pytest.param(4, marks=pytest.mark.slow)]
 CLOSE = {"rtol": 1e-8, "atol": 1e-11}
 CLOSE_32 = {"rtol": 1e-3, "atol": 1e-4}
 INTEGERS = ("queue.labels", "queue.indices", "queue.pointer", "queue.filled")
-KEPT = [name for name in METHODS if name != "simclr"]
+KEPT = [name for name in METHODS if name not in ("simclr", "supervised")]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,10 @@ def test_the_memory_starts_alike_without_being_sent_though_ranks_are_seeded_diff
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_gradients_and_weights_are_those_of_one_process(name, world, launch, alone):
-    """With the joined batch, also of a last step in which the ranks have different numbers of images."""
+    """With the joined batch, also of a last step in which the ranks have different numbers of images.
+
+    Or of labels: cross-entropy leaves a third of the images out, of four ranks all that one has.
+    """
     ranks = [found["methods"][name]["steps"] for found in launch(world)]
     expected = of_one(alone, name, world)["steps"]
     assert all(len(steps) == len(expected) for steps in ranks)
@@ -237,3 +240,19 @@ def test_a_readout_is_that_of_one_process(world, launch, alone):
         torch.testing.assert_close(found["weights"], expected["weights"], **CLOSE_32)
         for name in ("scores", "selection_acc"):
             assert found[name] == expected[name]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_scores_beside_a_method_are_those_of_one_process(world, launch, alone):
+    """An image that a sampler repeats counts once."""
+    expected = alone["online"]
+    assert (expected["dealt"], expected["scores"].keys()) == (
+        21,
+        {"acc_head", "online_acc", "knn_acc"},
+    )
+    for score in expected["scores"].values():
+        assert score * 21 / 100 == pytest.approx(round(score * 21 / 100), abs=1e-4)
+    assert 50 < expected["scores"]["knn_acc"] < 100
+    for found in (ranked["online"] for ranked in launch(world)):
+        assert found["dealt"] == {1: 21, 2: 22, 4: 24}[world]
+        assert found["scores"] == expected["scores"]

@@ -638,3 +638,10 @@ def test_a_damaged_result_names_its_file(finished, tmp_path):
     (folder / "metrics.json").write_text('{"acc": 1')
     with pytest.raises(ValueError, match="metrics.json.*delete .* and run again"):
         results.metrics("k")
+
+
+def test_all_tables_are_those_of_the_paper(tmp_path):
+    paper = ("1", "2", "3", "supervised", "floor", "4", "5", "6", "10", "figure2", "figure4")
+    assert Study.open(tmp_path, scale="smoke", tables=["all"]).tables == paper
+    out = ["--out", str(tmp_path / "new")]
+    assert main(["list", "--scale", "smoke", "--table", "all", *out]) == 0
