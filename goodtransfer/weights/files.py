@@ -22,6 +22,7 @@ from torch import Tensor
 
 from goodtransfer.encoders import Normalization
 from goodtransfer.foreign import plain
+from goodtransfer.weights.expansion import check_expansion
 from goodtransfer.weights.pickles import HARMLESS, read_arrays
 
 HEADER = "goodtransfer"
@@ -94,6 +95,7 @@ def read(path: str | Path) -> Content:
     if start.startswith((_ZIP, _LEGACY)) or path.suffix != ".pkl":
         content = _load_torch(path)
     else:
+        check_expansion(path)
         content = read_arrays(path)
     own, around = _of_checkpoint(path, content), []
     if isinstance(content, dict):
@@ -231,6 +233,7 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 def _load_torch(path: Path) -> Any:
     _check_zip(path)
+    check_expansion(path)
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -139,21 +140,61 @@ def test_a_dict_that_is_in_itself_a_billion_times(tmp_path):
     refused(path)
 
 
-@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
-def test_an_author_of_a_billion_names(suffix, weights, tmp_path):
-    """It is a list of lists of lists: no one need write it out."""
-    author = "x"
-    for _ in range(60):
-        author = [author, author]
-    settings = {"encoder": author}
+def twice(levels, make=list):
+    value = "x"
+    for _ in range(levels):
+        value = make([value, value])
+    return value
+
+
+class Made:
+    """Pickled as a call of something harmless, with what is not."""
+
+    def __init__(self, *how):
+        self.how = how
+
+    def __reduce__(self):
+        return self.how
+
+
+def keyed(key):
+    """A dict with this key, which would have to be hashed to be put in one here."""
+    return Made(OrderedDict, (), None, None, iter([(key, 1)]))
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth", ".legacy.pth"])
+@pytest.mark.parametrize("name", ["author", "key", "dtype", "popped"])
+def test_values_that_hold_one_another_a_billion_times(name, suffix, weights, tmp_path):
+    """To write them out, to look one up, to compare: all would take for ever."""
+    hidden = {
+        "author": {"__author__": twice(60)},
+        "key": {"names": keyed(twice(60, tuple))},
+        "dtype": {"dtype": Made(np.dtype, (twice(60),))},
+        "popped": {},
+    }[name]
     path = tmp_path / f"net{suffix}"
-    given = {"__author__": author, "hyper_parameters": settings, "input": {"encoder": author}}
-    if suffix == ".pkl":
-        model = {f"stem.{name}": value.numpy() for name, value in weights.items()}
-        path.write_bytes(pickle.dumps({"model": model, **given}, protocol=2))
+    if name == "popped":  # lists that are filled once they lie in one another, and thrown away
+        empty = b"".join(b"]q%c0" % n for n in range(40))
+        filled = b"".join(b"h%ch%cah%ca0" % (n, n + 1, n + 1) for n in range(39))
+        path.write_bytes(b"\x80\x02" + empty + filled + b"}.")
+    elif suffix == ".pkl":
+        model = {f"stem.{key}": value.numpy() for key, value in weights.items()}
+        path.write_bytes(pickle.dumps({"model": model, **hidden}, protocol=2))
     else:
-        torch.save({"state_dict": dict(weights), **given}, path)
-    assert outcomes(lambda _: read(path), 1, tmp_path, gigabytes=1) == ["a result"]
+        path.write_bytes(
+            bytes_of({"state_dict": dict(weights), **hidden}, legacy="legacy" in suffix)
+        )
+    refused(path)
+    with pytest.raises(ValueError, match="hold one another so often"):
+        read(path)
+
+
+def test_an_honest_file_may_share_and_hold_itself(weights, tmp_path):
+    settings = {"shared": [("a", 1)] * 50}
+    settings["parent"] = settings
+    path = tmp_path / "net.pth"
+    torch.save({"state_dict": dict(weights), "more": settings, "again": [settings] * 9}, path)
+    assert read_tensors(path).keys() == weights.keys()
 
 
 # --- Names
