@@ -24,9 +24,9 @@ MAY_IMPORT = LEAVES | {
     "metrics": {"foreign", "run_lengths"},
     "views": {"foreign"},
     "weights": {"foreign", "encoders"},
-    "callbacks": {"momentum", "distributed", "weights"},
+    "callbacks": {"momentum", "distributed", "weights", "metrics"},
     "methods": {
-        "losses", "momentum", "distributed", "optim", "encoders", "weights", "views", "callbacks",
+        "losses", "momentum", "distributed", "optim", "encoders", "weights", "views", "callbacks", "metrics",
     },
     "data": {"foreign", "run_lengths", "distributed", "views"},
     "transfer": {

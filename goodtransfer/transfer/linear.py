@@ -17,7 +17,6 @@ from goodtransfer.callbacks.pictures import Pictures, as_pixels, captioned, fitt
 from goodtransfer.distributed import joint_mean
 from goodtransfer.encoders import Encoder, pooled
 from goodtransfer.metrics.accuracy import Accuracy
-from goodtransfer.momentum import NO_LABEL
 from goodtransfer.optim import sgd
 from goodtransfer.transfer.checks import check_encoder, resolve_classes
 from goodtransfer.views import as_batch, check_range
@@ -146,11 +145,10 @@ class LinearProbe(pl.LightningModule):
         given = as_batch(batch)
         logits = self._logits(self._features(given.views[0])).float()
         label = given.labels_for("LinearProbe")
-        target = label.unsqueeze(1).expand(logits.shape[:2])
-        losses = F.cross_entropy(
-            logits.transpose(1, 2), target, ignore_index=NO_LABEL, reduction="none"
-        )
-        losses = joint_mean(losses, label != NO_LABEL)
+        target = label.unsqueeze(1).expand(logits.shape[:2])  # -1 is no label
+        logits = logits.transpose(1, 2)
+        losses = F.cross_entropy(logits, target, ignore_index=-1, reduction="none")
+        losses = joint_mean(losses, label >= 0)
         self.log("loss", losses.detach().nan_to_num(torch.inf).min(), prog_bar=True)
         # Each rate's loss times its rate, under SGD with rate 1, is SGD with that rate: gradients
         # of the classifiers are separate, momentum is linear in them, and there is no decay.
