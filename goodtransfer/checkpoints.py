@@ -14,6 +14,7 @@ import pickle
 import re
 import shutil
 import socket
+import time
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 
 Thinned = Literal["whole", "bf16", "none"]
 BEFORE = ".before"  # of the file that was there under the same name
+_STALE = 3600  # seconds after which nobody still writes a file that has not changed
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.tmp")
 # What reading a file that is cut off or damaged raises.
 _DAMAGE = (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError)
@@ -34,8 +36,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
     """Saves so that a kill, a full disk or a folder gone leaves the last good file, and reads that.
 
     A checkpoint is written beside its place, forced to the disk, read back against its checksums, and only
-    then given its name; the one of that name before is kept beside it as ``NAME.before``. A file that is
-    damaged all the same is not read: the newest whole one before it is, with a warning.
+    then given its name; the one before it is kept beside it as ``NAME.before``, be it of the same name or
+    one that Lightning would remove. A file that is damaged all the same is not read: the newest whole one
+    before it is, with a warning.
 
     Args:
         queue: what is kept of the keys of a MoCo queue, which at K = 2^20 are 512 MiB: ``"whole"``;
@@ -62,6 +65,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
         if queue not in ("whole", "bf16", "none"):
             raise ValueError(f"Expected queue to be 'whole', 'bf16' or 'none', but got {queue!r}.")
         self.queue, self.before = queue, before
+        # Saved last, or read, and before that.
+        self._newest: Path | None = None
+        self._second: Path | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -81,6 +87,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 os.replace(_linked(path), path.with_name(path.name + BEFORE))
             os.replace(aside, path)
             _force(path.parent)
+            if path != self._newest:
+                self._newest, self._second = path, self._newest
         except (OSError, RuntimeError) as error:
             raise _told(path, error) from error
         finally:
@@ -95,17 +103,29 @@ class SafeCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location, weights_only)
         sweep(Path(path).parent)
         whole = newest_whole(Path(path))
+        self._newest = Path(path)
         return super().load_checkpoint(whole, map_location, weights_only)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint, and the one of its name before."""
+        """Remove a checkpoint and the one before it; the last but one stays, as that before the last."""
+        if "://" in str(path):
+            super().remove_checkpoint(path)
+            return
+        path = Path(path)
+        before, newest = path.with_name(path.name + BEFORE), self._newest
+        if self.before and newest is not None and path == self._second:
+            whole = next((f for f in (path, before) if f.is_file() and damage(f) is None), None)
+            if whole is not None and newest.parent == path.parent:
+                os.replace(whole, newest.with_name(newest.name + BEFORE))
         super().remove_checkpoint(path)
-        if "://" not in str(path):
-            Path(f"{path}{BEFORE}").unlink(missing_ok=True)
+        before.unlink(missing_ok=True)
 
 
 def newest_whole(path: Path) -> Path:
     """The file itself if it is whole, else the newest whole checkpoint before it, with a warning.
+
+    That is its ``NAME.before``, or an older one whose name differs in numbers alone, as of other epochs;
+    any other may be of another run.
 
     Args:
         path: of a checkpoint.
@@ -127,21 +147,30 @@ def newest_whole(path: Path) -> Path:
     fault = damage(path) if path.is_file() else "it is gone"
     if fault is None:
         return path
-    others = [before, *path.parent.glob("*.ckpt"), *path.parent.glob(f"*.ckpt{BEFORE}")]
+    others = [*path.parent.glob("*.ckpt"), *path.parent.glob(f"*.ckpt{BEFORE}")]
     limit = path.stat().st_mtime_ns if path.is_file() else None
-    dated = {f: f.stat().st_mtime_ns for f in others if f.is_file() and f != path}
+    dated = {f: f.stat().st_mtime_ns for f in others if f.is_file() and _kind(f) == _kind(path)}
     older = [f for f, time in dated.items() if limit is None or time <= limit]
-    for other in sorted(older, key=lambda file: dated[file], reverse=True):
-        if damage(other) is None:
+    older = sorted({*older} - {path, before}, key=lambda file: dated[file], reverse=True)
+    for other in (before, *older):
+        if other.is_file() and damage(other) is None:
             warnings.warn(
                 f"{path} is damaged ({fault}): going on from the one before, {other.name}.",
                 stacklevel=3,
             )
             return other
+    whole = ", ".join(file.name for file in _good(path))
     raise ValueError(
-        f"Expected a whole checkpoint at {path}, but it is damaged ({fault}), and no other in its "
-        "folder is whole: start over, or from a copy elsewhere."
-    )
+        f"Expected a whole checkpoint at {path}, but it is damaged ({fault}), and "
+        + (f"of its run none is known before it: go on from one of {whole}, if it is of this run."
+           if whole else
+           "no other in its folder is whole: start over, or from a copy elsewhere.")
+    )  # fmt: skip
+
+
+def _kind(path: Path) -> str:
+    """A name without its numbers: what checkpoints of one run have in common."""
+    return re.sub(r"-?\d+(\.\d+)?(e[+-]?\d+)?", "#", path.name.removesuffix(BEFORE))
 
 
 def damage(path: Path) -> str | None:
@@ -170,14 +199,27 @@ def thinned(state: dict[str, Any], queue: Thinned) -> dict[str, Any]:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove what killed runs of this machine were writing, and name it."""
+    """Remove what killed runs were writing, and name it.
+
+    Those of this machine, and those of others that have not changed for an hour.
+    """
     gone = []
     for file in folder.glob(".*.tmp"):
         match = _ASIDE.fullmatch(file.name)
-        if match and match["host"] == _host() and not _alive(int(match["pid"])):
-            file.unlink(missing_ok=True)
-            gone.append(file)
+        with contextlib.suppress(
+            OSError
+        ):  # another user's, on a disk that is read-only, gone by now
+            if match and not _written(file, match["host"], int(match["pid"])):
+                file.unlink()
+                gone.append(file)
     return gone
+
+
+def _written(file: Path, host: str, pid: int) -> bool:
+    """Whether somebody may still be writing it."""
+    if host == _host():
+        return _alive(pid)
+    return time.time() - file.stat().st_mtime < _STALE
 
 
 def _host() -> str:

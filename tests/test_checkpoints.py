@@ -5,10 +5,13 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.demos.boring_classes import BoringModel
 
 from goodtransfer import checkpoints
 from goodtransfer.checkpoints import SafeCheckpointIO, damage, newest_whole, sweep
@@ -83,6 +86,64 @@ def test_a_flipped_bit_is_found_and_what_is_older_is_taken(tmp_path):
         assert io.load_checkpoint(path)["step"] == 1  # and not the newer one
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_of_a_name_an_epoch_the_one_before_stays_when_lightning_removes_it(resumed, tmp_path):
+    """As ModelCheckpoint does by default: save the new one, then remove the old one."""
+    io, files = SafeCheckpointIO(), [tmp_path / f"epoch={n}-step={9 * n}.ckpt" for n in range(4)]
+    for seed, path in enumerate(files):
+        if resumed and seed == 2:
+            io = SafeCheckpointIO()
+            io.load_checkpoint(files[1])
+        io.save_checkpoint(content(seed=seed), path)
+        if seed:
+            io.remove_checkpoint(files[seed - 1])
+        names = [path.name, f"{path.name}.before"][: 1 + (seed > 0)]
+        assert sorted(f.name for f in tmp_path.iterdir()) == names
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(
+        UserWarning, match=r"going on from the one before, epoch=3-step=27.ckpt.befo"
+    ):
+        assert io.load_checkpoint(path)["step"] == 2
+    # What is damaged takes nobody's place.
+    io.save_checkpoint(content(seed=4), tmp_path / "epoch=4-step=36.ckpt")
+    io.remove_checkpoint(path)
+    (tmp_path / "epoch=4-step=36.ckpt").write_bytes(b"PK")
+    with pytest.warns(UserWarning, match="going on from the one before"):
+        assert io.load_checkpoint(tmp_path / "epoch=4-step=36.ckpt")["step"] == 2
+
+
+def test_a_trainer_s_own_checkpoint_gives_way_to_the_one_before(tmp_path, trainer_options):
+    """With Lightning's defaults, which keep one file, of another name each epoch."""
+    options = trainer_options | {"enable_checkpointing": True}
+
+    def fit(epochs, path=None):
+        trainer = pl.Trainer(max_epochs=epochs, plugins=[SafeCheckpointIO()], **options)
+        trainer.fit(BoringModel(), ckpt_path=path, weights_only=True)
+        return trainer
+
+    trainer = fit(3)
+    newest = Path(trainer.checkpoint_callback.best_model_path)
+    assert sorted(f.name for f in newest.parent.iterdir()) == [newest.name, f"{newest.name}.before"]
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    with pytest.warns(UserWarning, match=r"is damaged .* going on from the one before"):
+        again = fit(4, newest)
+    assert (again.current_epoch, again.global_step) == (4, 4 * 64)
+
+
+def test_another_run_s_checkpoint_is_never_taken_for_the_one_before(tmp_path):
+    io = SafeCheckpointIO()
+    for seed, name in enumerate(["exemplar", "exemplar", "moco", "exemplar"]):
+        io.save_checkpoint(content(seed=seed), tmp_path / f"{name}.ckpt")
+        time.sleep(0.01)
+    path = tmp_path / "exemplar.ckpt"
+    path.write_bytes(b"PK")
+    with pytest.warns(UserWarning, match="going on from the one before, exemplar.ckpt.before"):
+        assert io.load_checkpoint(path)["step"] == 1
+    (tmp_path / "exemplar.ckpt.before").unlink()
+    with pytest.raises(ValueError, match="go on from one of moco.ckpt, if it is of this run"):
+        io.load_checkpoint(path)
+
+
 def test_none_that_is_whole_is_a_sentence(tmp_path):
     path = tmp_path / "last.ckpt"
     with pytest.raises(FileNotFoundError, match="Expected a checkpoint at"):
@@ -98,9 +159,11 @@ def test_what_killed_runs_were_writing_is_swept_and_nothing_else(tmp_path):
     gone.wait()
     dead, own = (tmp_path / f".a.ckpt.{here}.{pid}.tmp" for pid in (gone.pid, os.getpid()))
     elsewhere, other = tmp_path / f".a.ckpt.elsewhere.{gone.pid}.tmp", tmp_path / ".notes.tmp"
-    for file in (dead, own, elsewhere, other):
+    old = tmp_path / f".b.ckpt.elsewhere.{gone.pid}.tmp"
+    for file in (dead, own, elsewhere, other, old):
         file.touch()
-    assert sweep(tmp_path) == [dead]
+    os.utime(old, (time.time() - 4000,) * 2)
+    assert sorted(sweep(tmp_path)) == sorted([dead, old])
     assert sorted(tmp_path.iterdir()) == sorted([own, elsewhere, other])
     dead.touch()
     SafeCheckpointIO().save_checkpoint(content(), tmp_path / "b.ckpt")
@@ -141,27 +204,39 @@ def test_a_full_disk_leaves_the_last_good_one(disk):
 def test_a_folder_that_turns_read_only_leaves_the_last_good_one(disk):
     io, path = SafeCheckpointIO(), disk / "last.ckpt"
     io.save_checkpoint(content(seed=1), path)
+    orphan = (
+        disk / f".last.ckpt.{checkpoints._host()}.{2**22 + 1}.tmp"
+    )  # no process has that number
+    orphan.touch()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(OSError, match="Read-only file system. Of its folder the last good one is"):
         io.save_checkpoint(content(seed=2), path)
-    assert io.load_checkpoint.__self__ is io
-    assert torch.load(path)["step"] == 1
+    assert io.load_checkpoint(path)["step"] == 1  # though what a killed run was writing has to stay
+    assert orphan.exists()
 
 
-def test_a_mount_that_vanishes_while_it_is_saved_to_is_a_sentence(disk, monkeypatch):
-    io, path = SafeCheckpointIO(), disk / "last.ckpt"
+def test_a_mount_that_vanishes_while_it_is_saved_to_is_a_sentence(disk, tmp_path, monkeypatch):
+    """The disk is mounted a second time, and that mount vanishes in the middle of writing."""
+    share = tmp_path / "share"
+    share.mkdir()
+    subprocess.run(["mount", "--bind", str(disk), str(share)], check=True)
+    io, path, write = SafeCheckpointIO(), share / "last.ckpt", torch.save
     io.save_checkpoint(content(seed=1), path)
-    shutil.copy(path, disk.parent / "copy.ckpt")  # what is on the disk, to look at it later
 
-    def vanish(file):
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-        return damage(file)
+    def vanish(checkpoint, file):
+        file.write(b"PK")
+        subprocess.run(["umount", "-l", str(share)], check=True)
+        file.seek(0)
+        write(checkpoint, file)
 
-    monkeypatch.setattr(checkpoints, "damage", vanish)  # after it is written
+    monkeypatch.setattr(torch, "save", vanish)
     with pytest.raises(OSError, match=r"Expected to save .* but could not: .*none before it"):
         io.save_checkpoint(content(seed=2), path)
-    assert not any(disk.iterdir())
-    assert damage(disk.parent / "copy.ckpt") is None
+    monkeypatch.undo()
+    assert not any(share.iterdir())
+    # What is on the disk is the last good one, and beside it what was being written.
+    assert damage(disk / "last.ckpt") is None
+    assert SafeCheckpointIO().load_checkpoint(disk / "last.ckpt")["step"] == 1
 
 
 # --- Thinner ones

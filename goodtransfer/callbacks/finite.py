@@ -1,5 +1,6 @@
 """Numbers gone wrong: NaN and Inf end a run at the step they arise in, with what is needed to see why."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ from torch import Tensor
 
 
 class FiniteCheck(pl.Callback):
-    """Stop when the loss, a gradient or a new key is NaN or infinite; methods bring it themselves.
+    """Stop when the loss, a gradient or a new key is NaN or infinite; methods and tasks bring it themselves.
 
     The batch of that step is saved as ``nonfinite_step_STEP_rank_RANK.pt`` in the trainer's folder:
     ``torch.load`` gives step, epoch, batch, and which numbers were wrong.
 
-    Under ``precision="16-mixed"`` on a GPU infinite gradients are no failure: the scaler skips that
-    step and lowers its scale.
+    Under ``precision="16-mixed"`` on a GPU infinite gradients are no failure while the scaler, which skips
+    that step and halves its scale, has one of 1 or more.
 
     On a GPU the check waits for each step to end, as a progress bar that shows the loss does.
 
@@ -36,16 +37,18 @@ class FiniteCheck(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
         if not loss.isfinite():
-            self._stop(trainer, pl_module, f"the loss is {loss.item()}")
+            parts = getattr(pl_module, "losses", {})  # a task's, of this batch
+            told = ", ".join(f"{name} {value.item():.3g}" for name, value in parts.items())
+            self._stop(trainer, pl_module, f"the loss is {loss.item()}" + f" ({told})" * bool(told))
         for held in getattr(pl_module, "held", ())[-1:]:  # of this forward
             if not held.keys.isfinite().all():
                 self._stop(trainer, pl_module, "keys for the queue are not finite")
 
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Of each batch, also where several are accumulated: the next one would be blamed.
         precision = trainer.precision_plugin
-        if isinstance(precision, MixedPrecision) and precision.scaler is not None:
+        scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
+        if scaler is not None and scaler.get_scale() >= 1:
             return
         grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if not grads:
@@ -83,14 +86,19 @@ class FiniteCheck(pl.Callback):
         images = "without indices" if indices is None else f"of images {_listed(indices)}"
         raise FloatingPointError(
             f"Expected finite numbers, but in step {step} {what}, on a batch {images}: it is kept in "
-            f"{file}. Lower the learning rate, or look at those images."
+            f"{file}. Lower the learning rate, or look at those images and the encoder's weights."
         )
 
 
 def _indices(batch: Any) -> list[int] | None:
-    """Of ``((view, ...), label, index)``."""
-    index = batch[2] if isinstance(batch, tuple | list) and len(batch) > 2 else None
-    return index.tolist() if isinstance(index, Tensor) else None
+    """Of ``((view, ...), label, index)``, or of a task's targets, the ``image_id`` of each or of all."""
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        return None
+    if len(batch) > 2:
+        return batch[2].tolist() if isinstance(batch[2], Tensor) else None
+    targets = batch[1] if isinstance(batch[1], tuple | list) else [batch[1]]
+    known = [t["image_id"] for t in targets if isinstance(t, Mapping) and "image_id" in t]
+    return [int(n) for number in known for n in torch.as_tensor(number).reshape(-1)] or None
 
 
 def _listed(indices: list[int], shown: int = 8) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -40,6 +40,12 @@ class SaveOnSigterm(pl.Callback):
         self._before: Any = None
         self._step = 0
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # After all that learns or logs in a step, such as `OnlineProbe`: it belongs to what is saved.
+        others = [callback for callback in trainer.callbacks if callback is not self]
+        saving = [callback for callback in others if isinstance(callback, Checkpoint)]
+        trainer.callbacks = [c for c in others if c not in saving] + [self, *saving]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._told, self._step = False, trainer.global_step
         if threading.current_thread() is threading.main_thread():  # which alone hears signals
@@ -52,9 +58,7 @@ class SaveOnSigterm(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        count_epoch(
-            trainer
-        )  # what is saved is to be gone on from, also by tasks without `EpochCount`
+        count_epoch(trainer)  # what is saved is to be gone on from, also without `EpochCount`
 
     def on_train_batch_end(
         self,
@@ -67,19 +71,23 @@ class SaveOnSigterm(pl.Callback):
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         if not (stepped and self._any_told(pl_module)):
             return
+        self._save(trainer)
+        self._told = False
+        # Lightning then ends the fit once it has logged this step.
+        trainer._signal_connector.received_sigterm = True
+
+    def _save(self, trainer: pl.Trainer) -> None:
         if self.path is None:
             saved = trainer.checkpoint_callback
             folder = saved.dirpath if isinstance(saved, ModelCheckpoint) else None
             self.path = Path(folder or trainer.default_root_dir) / "preempted.ckpt"
         trainer.save_checkpoint(self.path)
         rank_zero_info(f"SIGTERM: step {trainer.global_step} is saved, go on from {self.path}")
-        self._told = False
-        # Lightning then ends the fit once it has logged this step.
-        trainer._signal_connector.received_sigterm = True
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore()
-        if self._any_told(pl_module):  # it came after the last step: all is saved
+        if self._any_told(pl_module):  # it came after the last step
+            self._save(trainer)
             raise SIGTERMException(_CODE)
 
     def on_exception(

@@ -109,6 +109,11 @@ class SupervisedCE(pl.LightningModule):
         self.accuracy.update(self._classify(features).argmax(1), label, given.index)
         return {"features": features, "label": label, "index": given.index}
 
+    def on_validation_epoch_start(self) -> None:
+        self.accuracy.reset()  # the last one may have been interrupted
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def on_validation_epoch_end(self) -> None:
         accuracy = self.accuracy.take()
         if accuracy is not None:

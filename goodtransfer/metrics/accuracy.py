@@ -27,6 +27,7 @@ class Accuracy(ImageMetric):
 
     def __init__(self, classifiers: int = 1) -> None:
         super().__init__()
+        self.classifiers = classifiers
         self.add_rows("images", torch.zeros(0, dtype=torch.long))
         self.add_rows("right", torch.zeros(0, classifiers, dtype=torch.uint8))
 
@@ -34,7 +35,7 @@ class Accuracy(ImageMetric):
         """Classes (N, classifiers), or (N,) of one; label (N,); the images' numbers (N,)."""
         index = torch.full_like(label, -1) if index is None else index
         known = label >= 0
-        right = predicted.reshape(len(label), -1) == label.unsqueeze(1)
+        right = predicted.reshape(len(label), self.classifiers) == label.unsqueeze(1)
         self.images.append(index[known].long())
         self.right.append(right[known].to(torch.uint8))
 
@@ -46,7 +47,12 @@ class Accuracy(ImageMetric):
         return 100 * right[kept.to(right.device)].sum(0) / len(kept)
 
     def take(self) -> Tensor | None:
-        """The accuracies, (classifiers,), and a fresh start; None where no image had a label."""
-        accuracy = self.compute().reshape(-1) if self.update_called else None
+        """The accuracies, (classifiers,), and a fresh start; None where no image had a label.
+
+        To be called on all ranks, also on one that saw no image.
+        """
+        nothing = torch.zeros(0, dtype=torch.long, device=self.device)
+        self.update(nothing, nothing)  # so that every rank takes part
+        accuracy: Tensor = self.compute().reshape(-1)
         self.reset()
-        return None if accuracy is None or bool(accuracy.isnan().any()) else accuracy
+        return None if bool(accuracy.isnan().any()) else accuracy

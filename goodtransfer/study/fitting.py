@@ -42,12 +42,8 @@ def cell_trainer(
         max_epochs=epochs,
         devices=1,  # batch sizes are over all; many devices are for `goodtransfer fit`
         logger=CurveLogger(work / "curves.jsonl"),
-        callbacks=[
-            last,
-            CellBar(title),
-            SaveOnSigterm(work / LAST),
-            *(callbacks or []),
-        ],
+        # A step is logged and saved when all else has had its part in it.
+        callbacks=[last, *(callbacks or []), CellBar(title), SaveOnSigterm(work / LAST)],
         plugins=[SafeCheckpointIO()],
         default_root_dir=work,
         num_sanity_val_steps=0,

@@ -59,7 +59,7 @@ class COCODetection(Detection):
     Raises:
         ValueError: as :class:`Detection`; also for targets without masks, or with masks of another size
             than their image.
-        FloatingPointError: when a loss is NaN or infinite, naming images and step.
+        FloatingPointError: when a loss or a gradient is NaN or infinite (``FiniteCheck``).
     """
 
     def __init__(

@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from torchvision.transforms.v2.functional import resize as resize_image
 
+from goodtransfer.callbacks.epoch_count import EpochCount
+from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.callbacks.pictures import Pictures
 from goodtransfer.encoders import Encoder
 from goodtransfer.metrics import VOCDetectionAP
@@ -89,7 +91,7 @@ class Detection(StepTask):
         ValueError: for arguments that cannot work, an encoder whose last stage cannot be run on
             regions, a number of images per step that is not ``batch``, or labels that ``num_classes``
             does not cover.
-        FloatingPointError: when a loss is NaN or infinite, naming images and step.
+        FloatingPointError: when a loss or a gradient is NaN or infinite (``FiniteCheck``).
     """
 
     def __init__(
@@ -189,7 +191,7 @@ class Detection(StepTask):
         place = (self.seed, "train", self.trainer.global_step, batch_idx)
         with seeded(self.device, *place) as chance:
             losses, _ = self._own()(*self._resized(images, targets, chance))
-        return self.log_losses(losses, [target.get("image_id", "?") for target in targets])
+        return self.log_losses(losses)
 
     def _own(self) -> RCNNC4:
         if self.detector is None:
@@ -306,7 +308,7 @@ class Detection(StepTask):
     # --- Pictures
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [Pictures(f"{self.prefix}_detections", side=SIDE)]
+        return [FiniteCheck(), EpochCount(), Pictures(f"{self.prefix}_detections", side=SIDE)]
 
     def drawings(self, batch: Batch, outputs: Any, first: int) -> list[Tensor]:
         """The first images of a test batch with their objects and as many best detections."""

@@ -12,6 +12,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+from goodtransfer.callbacks.epoch_count import EpochCount
+from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.callbacks.pictures import Pictures, as_pixels, captioned, fitted
 from goodtransfer.distributed import gather
 from goodtransfer.encoders import Encoder
@@ -106,7 +108,7 @@ class Landmarks(pl.LightningModule):
     Raises:
         ValueError: for ``eyes`` that are not two of the points, images of another size, or landmarks
             that are not (N, K, 2) or not finite.
-        FloatingPointError: when the loss is NaN or infinite.
+        FloatingPointError: when the loss or a gradient is NaN or infinite (``FiniteCheck``).
     """
 
     def __init__(
@@ -168,7 +170,8 @@ class Landmarks(pl.LightningModule):
         check_encoder(self.encoder, (5,), "landmarks")
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [Pictures("landmarks", shown=12, side=_SIDE, columns=6)]
+        pictures = Pictures("landmarks", shown=12, side=_SIDE, columns=6)
+        return [FiniteCheck(), EpochCount(), pictures]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return sgd(
@@ -203,11 +206,6 @@ class Landmarks(pl.LightningModule):
         with seeded(self.device, self.seed, self.trainer.global_step, batch_idx):
             found = self(images)
         loss = F.mse_loss(found / self.size, landmarks / self.size)
-        if not loss.isfinite():
-            raise FloatingPointError(
-                f"Expected a finite loss, but step {self.trainer.global_step} gave {loss.item()}: lower "
-                "`lr`, or check the encoder's weights."
-            )
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 

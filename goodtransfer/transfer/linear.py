@@ -154,6 +154,12 @@ class LinearProbe(pl.LightningModule):
         # of the classifiers are separate, momentum is linear in them, and there is no decay.
         return (losses * self.lr_weights).sum()
 
+    def on_validation_epoch_start(self) -> None:
+        self.accuracy.reset()  # the last one may have been interrupted
+        self.head_accuracy.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._score(batch)
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
+from goodtransfer.callbacks.epoch_count import EpochCount
+from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.callbacks.pictures import Pictures, as_pixels
 from goodtransfer.encoders import Encoder
 from goodtransfer.metrics.segmentation import IGNORE, SegmentationScores
@@ -76,7 +78,7 @@ class Segmentation(StepTask):
         ValueError: for arguments that cannot work, an encoder that cannot be brought to stride 8, a
             number of crops per step that is not ``batch``, batch norm that sees one crop, or classes
             that do not fit.
-        FloatingPointError: when the loss is NaN or infinite, naming images and step.
+        FloatingPointError: when the loss or a gradient is NaN or infinite (``FiniteCheck``).
     """
 
     def __init__(
@@ -124,7 +126,8 @@ class Segmentation(StepTask):
         return self._given[0] if self.network is None else self.network.encoder.dilated(32)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [Pictures(f"{self.prefix}_segmentation", side=540, columns=4, shown=4)]
+        pictures = Pictures(f"{self.prefix}_segmentation", side=540, columns=4, shown=4)
+        return [FiniteCheck(), EpochCount(), pictures]
 
     # --- Set-up
 
@@ -162,7 +165,7 @@ class Segmentation(StepTask):
         losses = {"loss_seg": _cross_entropy(logits, classes)}
         if auxiliary is not None:
             losses["loss_aux"] = self.aux_weight * _cross_entropy(auxiliary, classes)
-        return self.log_losses(losses, _numbers(target))
+        return self.log_losses(losses)
 
     def _own(self) -> DeepLabV3:
         if self.network is None:

@@ -37,12 +37,14 @@ class StepTask(pl.LightningModule):
         iterations, eval_iters: in optimizer steps.
         prefix: of the logged scores.
         fidelity: how a run deviates from the paper, told by its first batch; kept in checkpoints.
+        losses: of the last training batch, by name.
     """
 
     iterations: int
     eval_iters: tuple[int, ...]
     prefix: str
     fidelity: str
+    losses: Mapping[str, Tensor]
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.trainer.max_steps == -1:
@@ -69,22 +71,12 @@ class StepTask(pl.LightningModule):
         synced = any(isinstance(m, nn.SyncBatchNorm) for m in self.modules())
         return images * (self.trainer.world_size if synced else 1)
 
-    def log_losses(self, losses: Mapping[str, Tensor], images: list[Any]) -> Tensor:
-        """Log each, and give their sum.
-
-        Raises:
-            FloatingPointError: where it is NaN or infinite, naming step, losses and images.
-        """
+    def log_losses(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Log each, and give their sum."""
         loss = torch.stack(list(losses.values())).sum()
-        if not loss.isfinite():
-            found = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
-            raise FloatingPointError(
-                f"Expected a finite loss, but step {self.trainer.global_step} gave {found} on the images "
-                f"{images}: lower `lr`, lengthen `warmup` where there is one, or check the encoder's "
-                "weights."
-            )
+        self.losses = {name: value.detach() for name, value in losses.items()}
         self.log("loss", loss.detach(), prog_bar=True)
-        self.log_dict({name: value.detach() for name, value in losses.items()})
+        self.log_dict(self.losses)
         return loss
 
     def log_scores(self, metric: Metric) -> None:

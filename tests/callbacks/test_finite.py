@@ -82,6 +82,14 @@ def test_an_infinite_gradient_names_the_parameter(trainer_options):
         trainer.fit(moco(), DataLoader(PairDataset(), batch_size=8))
 
 
+def test_of_several_batches_of_a_step_the_one_is_blamed_that_it_arose_in(trainer_options):
+    """The first of two, though the step comes after the second."""
+    callbacks, two = [Spoil(1, "gradient")], {"accumulate_grad_batches": 2}
+    trainer = pl.Trainer(max_epochs=1, callbacks=callbacks, **two, **trainer_options)
+    with pytest.raises(FloatingPointError, match="in step 1 gradients .* of images 16, 17, 18"):
+        trainer.fit(moco(), DataLoader(PairDataset(), batch_size=8))
+
+
 def test_a_key_that_is_not_finite_never_enters_the_queue(trainer_options):
     module = moco()
     trainer = pl.Trainer(max_epochs=1, callbacks=[Spoil(1, "key")], **trainer_options)
@@ -109,6 +117,17 @@ def test_a_skipped_step_of_the_scaler_is_no_failure(trainer_options):
     assert torch.equal(first, second)  # the step was skipped
     assert halved == 512.0
     assert not torch.equal(second, third)
+
+
+def test_a_gradient_that_no_scale_makes_finite_is_one(trainer_options):
+    """At a scale below 1 nothing overflows for the scale's sake, and all steps would be skipped."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
+    callbacks = [Spoil(1, "gradient"), Spoil(2, "gradient")]  # a skipped step is counted, too
+    trainer = pl.Trainer(max_epochs=1, callbacks=callbacks, plugins=[plugin], **trainer_options)
+    with pytest.raises(FloatingPointError, match="in step 2 gradients of"):
+        trainer.fit(moco(), DataLoader(PairDataset(), batch_size=8))
+    assert scaler.get_scale() == 0.5
 
 
 def test_it_is_there_once_however_it_is_given(trainer_options):

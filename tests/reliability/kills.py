@@ -97,7 +97,7 @@ def finished(root, folder, options):
     leader, _ = start(root, folder, options)
     _, status = os.waitpid(leader, 0)
     assert status == 0, f"{folder} ended with {status}"
-    return json.loads((folder / "end.json").read_text())
+    return training.ends(folder)
 
 
 def run(out):

@@ -103,8 +103,8 @@ METHODS = {
 
 def own_batches(world, module):
     """This rank's part of every batch of an epoch; every third image has no label for cross-entropy."""
-    views = 1 if isinstance(module, InstDisc | SupervisedCE) else 2
-    images = PairDataset(IMAGES, dtype=torch.float64)
+    views = 1 if isinstance(module, InstDisc | SupervisedCE | LinearProbe) else 2
+    images = PairDataset(IMAGES, dtype=next(module.parameters()).dtype)
     found, start = [], 0
     for sizes in DEALT[world]:
         begin = start + sum(sizes[: rank()])
@@ -112,7 +112,7 @@ def own_batches(world, module):
         start += sum(sizes)
         parts = [torch.stack([images[n][0][view] for n in numbers]) for view in range(views)]
         label = torch.tensor(numbers) % 4
-        if isinstance(module, SupervisedCE):
+        if isinstance(module, SupervisedCE | LinearProbe):
             label[torch.tensor(numbers) % 3 == 0] = -1
         found.append((tuple(parts), label, torch.tensor(numbers)))
     return found
@@ -343,6 +343,15 @@ def probe(root, world):
     }
 
 
+def readout(world):
+    """Classifiers trained on batches of which the ranks have unequal parts, and unequally many labels."""
+    torch.manual_seed(0)
+    module = LinearProbe(encoder(batch_norm=False), num_classes=4, lrs=(0.1, 1.0))
+    run = trainer(max_epochs=EPOCHS, use_distributed_sampler=False)
+    run.fit(module, DataLoader(own_batches(world or 1, module), batch_size=None))
+    return module.classifiers.weight.detach()
+
+
 class Outputs(pl.Callback):
     """What validation steps return."""
 
@@ -393,6 +402,7 @@ def work(out, world, number, port):
         "statistics": statistics(),
         "metrics": metrics(),
         "probe": probe(out / "toy", world),
+        "readout": readout(world),
         "online": online(out / "toy", world),
     }
     torch.save(found, out / f"{world}_{number}.pt")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from kills import free_port
+from training import ends
 
 HERE = Path(__file__).parent
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "LOCAL_"))}
@@ -30,15 +35,37 @@ def test_twenty_kills_change_nothing(tmp_path):
     assert not any(chain["left"] for chain in chains)  # what was being written is swept
 
 
-def started(folder, options):
+def started(folder, options, rank=None, port=0):
+    """A training; of several ranks one of its processes."""
     code = (
         f"import sys; sys.path.insert(0, {str(HERE)!r}); from pathlib import Path; import training; "
-        f"training.train(Path({str(folder.parent / 'toy')!r}), Path({str(folder)!r}), **{options!r})"
+        + (
+            f"training.environment({rank}, {options['ranks']}, {port}); "
+            if rank is not None
+            else ""
+        )
+        + f"training.train(Path({str(folder.parent / 'toy')!r}), Path({str(folder)!r}), **{options!r})"
     )
     environment = CLEAN | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL
-    )
+    with (folder.parent / "said.txt").open("a") as said:
+        return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=said)
+
+
+def all_ranks(folder, options):
+    port = free_port()
+    return [started(folder, options, rank, port) for rank in range(options["ranks"])]
+
+
+def wait_for_steps(folder, run, steps):
+    curves, deadline = folder / "curves.jsonl", time.monotonic() + 120
+    while not (curves.is_file() and len(curves.read_text().splitlines()) >= steps):
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def steps_logged(folder):
+    return [json.loads(row)["step"] for row in (folder / "curves.jsonl").read_text().splitlines()]
 
 
 def test_sigterm_saves_at_the_next_step_and_is_no_success(tmp_path):
@@ -49,18 +76,42 @@ def test_sigterm_saves_at_the_next_step_and_is_no_success(tmp_path):
     small = {"accumulate": 2, "ballast": 10}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     runs = started(whole, small), started(cut, {**small, "slow": 0.1})
-    curves = cut / "curves.jsonl"
-    deadline = time.monotonic() + 120
-    while not (curves.is_file() and len(curves.read_text().splitlines()) >= 3):
-        assert runs[1].poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_steps(cut, runs[1], 3)
     runs[1].send_signal(signal.SIGTERM)
     assert runs[1].wait(60) == 128 + signal.SIGTERM
-    assert not (cut / "end.json").exists()
-    steps = len(curves.read_text().splitlines())
-    assert 3 <= steps < 12
+    assert not ends(cut)
+    assert 3 <= len(steps_logged(cut)) < 12
     assert started(cut, small).wait(120) == 0
     assert runs[0].wait(120) == 0
-    ends = [json.loads((folder / "end.json").read_text()) for folder in (whole, cut)]
-    assert ends[0] == ends[1]
+    assert ends(whole) == ends(cut)
+    assert steps_logged(cut) == list(range(12))  # each once
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_rank_saves_all_at_one_step_which_other_ranks_refuse(tmp_path):
+    from goodtransfer.data import make_imagefolder
+
+    make_imagefolder(tmp_path / "toy", train=48, val=20, size=24)
+    small = {"ranks": 2, "ballast": 10}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    runs = all_ranks(cut, {**small, "slow": 0.1})
+    wait_for_steps(cut, runs[0], 3)
+    runs[1].send_signal(signal.SIGTERM)
+    assert [run.wait(60) for run in runs] == [128 + signal.SIGTERM] * 2
+    assert not ends(cut)
+    shutil.copytree(cut, tmp_path / "alone")
+    assert [run.wait(120) for run in all_ranks(cut, small)] == [0, 0]
+    assert [run.wait(120) for run in all_ranks(whole, small)] == [0, 0]
+    assert len(ends(whole)) == 2
+    assert ends(whole) == ends(cut)
+
+    # Within an epoch other ranks are refused; from the end of one they go on.
+    assert started(tmp_path / "alone", {"ballast": 10}).wait(120) == 1
+    assert (
+        "Expected 2 ranks with batches of 3, which the checkpoint was saved by"
+        in (tmp_path / "said.txt").read_text()
+    )
+    epoch = tmp_path / "epoch"
+    assert started(epoch, {"ballast": 10, "epochs": 1}).wait(120) == 0
+    assert [run.wait(120) for run in all_ranks(epoch, small)] == [0, 0]
+    assert steps_logged(epoch) == list(range(24))

@@ -243,6 +243,12 @@ def test_a_readout_is_that_of_one_process(world, launch, alone):
 
 
 @pytest.mark.parametrize("world", WORLDS)
+def test_a_readout_weighs_labelled_images_alike(world, launch, alone):
+    for found in (ranked["readout"] for ranked in launch(world)):
+        torch.testing.assert_close(found, alone["readout"], **CLOSE_32)
+
+
+@pytest.mark.parametrize("world", WORLDS)
 def test_scores_beside_a_method_are_those_of_one_process(world, launch, alone):
     """An image that a sampler repeats counts once."""
     expected = alone["online"]

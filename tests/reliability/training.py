@@ -1,4 +1,4 @@
-"""A training to be killed and resumed: :func:`train` ends with ``end.json``, a digest of all that it is."""
+"""A training to be killed and resumed: :func:`train` ends with ``endRANK.json``, a digest of it all."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from goodtransfer import ExemplarMoCo, ImageNetDataModule
-from goodtransfer.callbacks import SaveOnSigterm
+from goodtransfer.callbacks import OnlineProbe, SaveOnSigterm
 from goodtransfer.checkpoints import SafeCheckpointIO
 from goodtransfer.study.fitting import checkpoint
 from goodtransfer.study.logger import CellBar, CurveLogger
@@ -45,8 +45,9 @@ class Phases(pl.Callback):
 
 
 def train(
-    root, folder, counts=None, *, workers=0, accumulate=1, ranks=1, ballast=2_000_000, slow=0.0
-):
+    root, folder, counts=None, *, workers=0, accumulate=1, ranks=1, ballast=2_000_000, slow=0.0,
+    epochs=EPOCHS,
+):  # fmt: skip
     """Train to the end, from the folder's last checkpoint if there is one; write the digest."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -57,14 +58,16 @@ def train(
     saved = ModelCheckpoint(
         folder, filename="last", every_n_train_steps=SAVED_EVERY, enable_version_counter=False
     )
-    callbacks = [CellBar("run"), SaveOnSigterm(folder / "last.ckpt"), saved]
+    # The order is a user's, who need not know that what is saved comes last.
+    probe = OnlineProbe()
+    callbacks = [SaveOnSigterm(folder / "last.ckpt"), saved, probe, CellBar("run")]
     callbacks += [] if counts is None else [Phases(counts)]
     callbacks += [Slow(slow)] if slow else []
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
-        max_epochs=EPOCHS,
+        max_epochs=epochs,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         accumulate_grad_batches=accumulate,
@@ -77,9 +80,9 @@ def train(
         plugins=[SafeCheckpointIO()],
     )
     trainer.fit(module, data, ckpt_path=checkpoint(folder))
-    if trainer.is_global_zero:
-        told = json.dumps({"digest": digest(trainer, module), "steps": trainer.global_step})
-        (folder / "end.json").write_text(told)
+    trainer.strategy.barrier()
+    told = {"digest": digest(trainer, module, probe), "steps": trainer.global_step}
+    (folder / f"end{trainer.global_rank}.json").write_text(json.dumps(told))
 
 
 class Slow(pl.Callback):
@@ -92,8 +95,13 @@ class Slow(pl.Callback):
         time.sleep(self.seconds)
 
 
-def digest(trainer, module):
-    """Of weights, key encoder, statistics, queue, optimizer, schedule, loader position and curves."""
+def ends(folder):
+    """Of all ranks."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("end?.json"))]
+
+
+def digest(trainer, module, probe):
+    """Of weights, key encoder, statistics, queue, optimizer, schedule, loader position, probe and curves."""
     found = hashlib.sha256()
 
     def add(value):
@@ -113,6 +121,7 @@ def digest(trainer, module):
     add([optimizer.state_dict() for optimizer in trainer.optimizers])
     add([config.scheduler.state_dict() for config in trainer.lr_scheduler_configs])
     add(trainer.train_dataloader.state_dict())
+    add(probe.state_dict())
     add((trainer.global_step, trainer.current_epoch))
     found.update((Path(trainer.default_root_dir) / "curves.jsonl").read_bytes())
     return found.hexdigest()

@@ -508,7 +508,8 @@ def test_a_loss_that_is_no_number_names_images_and_step(world, trainer_options):
     module = task()
     nn.init.constant_(module.detector.box_predictor.cls_score.bias, float("nan"))
     with pytest.raises(
-        FloatingPointError, match=r"step 0 gave .*loss_cls nan.* on the images \[\d+, "
+        FloatingPointError,
+        match=r"in step 0 the loss is nan \(.*loss_cls nan.*\), on a batch of images \d+, ",
     ):
         trainer(trainer_options).fit(module, data(world))
     module = task()

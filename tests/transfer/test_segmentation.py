@@ -322,6 +322,6 @@ def test_a_diverged_run_names_step_and_images(world, trainer_options):
     module = task(lr=1e30, min_lr=1e-4)
     with pytest.raises(
         FloatingPointError,
-        match=r"finite loss, but step \d gave loss_seg (nan|inf), .* on the images \[",
+        match=r"in step \d the loss is (nan|inf) \(loss_seg (nan|inf), .*\), on a batch of images \d",
     ):
         trainer(trainer_options).fit(module, data(world))
