@@ -166,11 +166,11 @@ _SMOKE = Scale(
     },
     queue_sizes={2**14: 128, K64: 128, K1M: 256},
     transfers={
-        "linear": Linear(epochs=10, batch_size=64, size=48, crop=0.5),
-        "base": Linear(epochs=10, batch_size=64, size=48, crop=0.5),
+        "linear": Linear(epochs=6, batch_size=64, size=48, crop=0.5),
+        "base": Linear(epochs=6, batch_size=64, size=48, crop=0.5),
         "voc07": _SMOKE_C4,
         "voc07_course": replace(
-            _SMOKE_C4, iterations=36, milestones=(24, 32), eval_iters=(12, 24, 36)
+            _SMOKE_C4, iterations=30, milestones=(20, 27), eval_iters=(10, 20, 30)
         ),
         "voc0712": replace(_SMOKE_C4, iterations=90, milestones=(66, 81)),
         "coco": replace(_SMOKE_C4, iterations=45, milestones=(30, 40)),
@@ -201,8 +201,6 @@ _QUICK = replace(
     name="quick",
     transfers={
         **_SMOKE.transfers,
-        "linear": Linear(epochs=6, batch_size=64, size=48, crop=0.5),
-        "base": Linear(epochs=6, batch_size=64, size=48, crop=0.5),
         "voc07": _QUICK_C4,
         "coco": _QUICK_C4,
         "city": replace(_SMOKE_CITY, iterations=30),

@@ -168,11 +168,14 @@ def _name_and_path(spec: str | Path) -> tuple[str | None, str | None]:
     """What a user's word names: an architecture, a file, or both; what is elsewhere is downloaded."""
     if isinstance(spec, str) and place(spec):
         return None, fetched(spec)
-    name, at, path = str(spec).partition("@")
+    whole = Path(spec).expanduser()
+    if isinstance(spec, Path) or whole.is_file():  # whatever its name, also with an @
+        return None, str(whole)
+    name, at, path = spec.partition("@")
     if at:
-        return name, fetched(path)
-    if isinstance(spec, Path) or Path(name).suffix in SUFFIXES or "/" in name or os.sep in name:
-        return None, name
+        return name, str(Path(fetched(path)).expanduser()) if path != "pretrained" else path
+    if whole.suffix in SUFFIXES or "/" in name or os.sep in name:
+        return None, str(whole)
     return name, None
 
 

@@ -95,7 +95,7 @@ def read(path: str | Path) -> Content:
     if start.startswith((_ZIP, _LEGACY)) or path.suffix != ".pkl":
         content = _load_torch(path)
     else:
-        check_expansion(path)
+        check_expansion(path, pickles=1)
         content = read_arrays(path)
     own, around = _of_checkpoint(path, content), []
     if isinstance(content, dict):
@@ -233,7 +233,9 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 def _load_torch(path: Path) -> Any:
     _check_zip(path)
-    check_expansion(path)
+    check_expansion(
+        path, pickles=5
+    )  # of old torch: a number, a version, the machine, content, storages
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             return torch.load(path, map_location="cpu", weights_only=True)

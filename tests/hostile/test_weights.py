@@ -176,7 +176,7 @@ def test_values_that_hold_one_another_a_billion_times(name, suffix, weights, tmp
     if name == "popped":  # lists that are filled once they lie in one another, and thrown away
         empty = b"".join(b"]q%c0" % n for n in range(40))
         filled = b"".join(b"h%ch%cah%ca0" % (n, n + 1, n + 1) for n in range(39))
-        path.write_bytes(b"\x80\x02" + empty + filled + b"}.")
+        path.write_bytes(5 * (b"\x80\x02" + empty + filled + b"}."))  # as many as old torch writes
     elif suffix == ".pkl":
         model = {f"stem.{key}": value.numpy() for key, value in weights.items()}
         path.write_bytes(pickle.dumps({"model": model, **hidden}, protocol=2))
@@ -187,6 +187,38 @@ def test_values_that_hold_one_another_a_billion_times(name, suffix, weights, tmp
     refused(path)
     with pytest.raises(ValueError, match="hold one another so often"):
         read(path)
+
+
+TWICE = b"".join(b"g%d\ng%d\nag%d\na0" % (n, n + 1, n + 1) for n in range(39))
+DTYPE = b"cnumpy\ndtype\n(g0\ntR."
+
+
+@pytest.mark.parametrize("start", [b"S'\xff'\n0", b"L0x1L\n0", b"I0x1\n0", b""])
+def test_words_that_only_some_readers_know_hide_nothing(start, tmp_path):
+    """In the text of the oldest protocol, where a list is a mark and a letter."""
+    empty = b"".join(b"(lp%d\n0" % n for n in range(40))
+    (tmp_path / "net.pkl").write_bytes(start + empty + TWICE + DTYPE)
+    refused(tmp_path / "net.pkl")
+
+
+@pytest.mark.parametrize("place", [8, 26, 30])
+def test_an_archive_that_only_some_readers_open_hides_nothing(place, weights, tmp_path):
+    """Flags, sizes or the name in the header beside the pickle, not in the list at the end."""
+    path = tmp_path / "net.pth"
+    torch.save({"state_dict": dict(weights), "names": keyed(twice(60, tuple))}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x03\x04") + place] ^= 1
+    path.write_bytes(content)
+    refused(path)
+
+
+def test_settings_that_name_their_parents_are_read(weights, tmp_path):
+    """As those of OmegaConf do, of which old checkpoints hold many."""
+    settings = {}
+    for number in range(2000):
+        settings[f"option_{number}"] = {"value": number, "parent": settings}
+    torch.save({"state_dict": dict(weights), "config": settings}, tmp_path / "net.pth")
+    assert read_tensors(tmp_path / "net.pth").keys() == weights.keys()
 
 
 def test_an_honest_file_may_share_and_hold_itself(weights, tmp_path):
