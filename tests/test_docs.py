@@ -91,7 +91,17 @@ def test_defaults_are_those_of_the_constructors():
         assert (told, type(told)) == (default, type(default)), where
     for method in ("SupervisedCE", "MoCoV1", "MoCoV2", "ExemplarMoCo", "InstDisc", "SimCLR"):
         assert seen[method] == set(inspect.signature(getattr(goodtransfer, method)).parameters)
-    assert {"Detection", "COCODetection", "Segmentation", "FewShot", "Landmarks"} <= set(seen)
+    for task in (
+        "LinearProbe",
+        "Detection",
+        "COCODetection",
+        "Segmentation",
+        "FewShot",
+        "Landmarks",
+    ):
+        assert seen[task]
+    for data in ("PlacesDataModule", "MAFLDataModule", "CityscapesDataModule"):
+        assert seen[data]
 
 
 # --- code

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -289,6 +290,16 @@ def test_verify_measures_and_compares(tmp_path, monkeypatch, capsys):
     assert "Scale tiny is not the paper's" in told
     written = json.loads((tmp_path / "v" / "study.json").read_text())
     assert written["encoders"]["exemplar_v2"][1] == "resnet10w8"
+
+
+@pytest.mark.parametrize(("ours", "code"), [(44.4, 1), (48.5, 0)])
+def test_verify_ends_with_1_where_a_number_differs(ours, code, tmp_path, monkeypatch, capsys):
+    """What is measured is made up: the paper's protocol takes a GPU, its encoder a network."""
+    entry = Entry("voc07_AP75", paper=48.4, ours=[ours])
+    card = SimpleNamespace(entries={"exemplar_v2": {"voc07_AP75": entry}})
+    monkeypatch.setattr("goodtransfer.study.card.report_card", lambda *_, **__: card)
+    assert main(["verify", "exemplar_v2", "--root", str(tmp_path)]) == code
+    assert f"ours {ours}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
