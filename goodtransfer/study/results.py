@@ -108,7 +108,7 @@ class Results:
         return True
 
     def check(self, key: str, *, weights: bool = True) -> None:
-        """Refuse a finished cell whose files are not those that it left.
+        """Refuse a finished cell whose files are not those that it left, and of which it noted digests.
 
         Args:
             key: of the cell.
@@ -122,7 +122,6 @@ class Results:
         self._compare(key, run, names)
 
     def _compare(self, key: str, run: dict[str, Any], names: list[str]) -> None:
-        """Refuse files that have changed; cells of before there were digests have none."""
         for name in names:
             file = self.folder(key) / name
             if not file.is_file() or _digest(file) != run["digests"][name]:
