@@ -244,6 +244,7 @@ def test_a_cell_that_ends_while_a_report_is_written_is_in_the_next(folder):
 # --- GPUs
 
 
+@pytest.mark.slow
 def test_cells_side_by_side_see_a_gpu_each_and_wait_for_one(folder):
     """Three on two, whose ids are made up: nothing computes on them."""
     study, results = folder
@@ -256,7 +257,8 @@ def test_cells_side_by_side_see_a_gpu_each_and_wait_for_one(folder):
     while process.poll() is None:
         most = max(most, len(cells_at_work(study.out)))
         time.sleep(0.1)
-    assert process.returncode == 0, process.communicate()
+    said = process.communicate()
+    assert process.returncode == 0, said
     assert most == 2
     seen = [results.run(cell.key)["environment"]["CUDA_VISIBLE_DEVICES"] for cell in lost]
     assert set(seen) == {"a", "b"}
