@@ -9,6 +9,7 @@ Curves are made as long as ``--rows``, since those of seconds have a row or two.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -70,12 +71,13 @@ def copy(made: Path, chosen: dict[tuple[str, ...], Cell], out: Path, count: int,
         original = chosen[kind_of(cell)]
         folder = shutil.copytree(source.folder(original.key), results.folder(cell.key))
         run = json.loads((folder / "run.json").read_text()) | {"copy_of": original.key}
-        (folder / "run.json").write_text(json.dumps(run))
         curves = folder / "curves.jsonl"
         if cell.kind == "pretrain" and curves.is_file() and (lines := curves.read_text()):
             row = json.loads(lines.splitlines()[0])
             longer = [json.dumps(row | {"step": 10 * n}) for n in range(rows)]
             curves.write_text("\n".join(longer) + "\n")
+            run["digests"][curves.name] = hashlib.sha256(curves.read_bytes()).hexdigest()
+        (folder / "run.json").write_text(json.dumps(run))
     return len(cells)
 
 

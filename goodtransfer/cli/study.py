@@ -36,7 +36,8 @@ EXAMPLES = """examples:
       --default-resources slurm_partition=gpu slurm_account=me
   goodtransfer study list --out smoke                         rows, commands to pretrain them, cells
   goodtransfer study compare Exemplar-v2 MoCo-v2 --out smoke  larger, smaller, or within noise
-  goodtransfer study commands --out smoke | sh                the same as run, a process for each cell
+  goodtransfer study commands --out smoke | sh                the cells of run, a process for each
+  goodtransfer study commands --out smoke | tr '\\n' '\\0' | xargs -0 -r -n 1 -P 2 sh -c    two at once
   goodtransfer study claims --out smoke                       which of the paper's claims hold here
   goodtransfer study cost --scale paper                       memory, images, steps and FLOPs, beforehand
   goodtransfer study cell KEY --out smoke                     one cell, as an engine would run it
@@ -157,9 +158,10 @@ def _cell(arguments: argparse.Namespace) -> int:
     if Results(study).done(arguments.key):
         return 0
     from goodtransfer.study import leases
+    from goodtransfer.study.choice import held
 
     ids = leases.devices() if leases.VARIABLE in os.environ else []
-    with leases.leased(arguments.out, ids):
+    with held(study), leases.leased(study.out, ids):
         from goodtransfer.study.cells import run_cell
 
         run_cell(study, found[0])
@@ -174,11 +176,14 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _commands(arguments: argparse.Namespace) -> int:
+    from goodtransfer.study.choice import held
+
     study = _study(arguments)
-    results, out = Results(study), shlex.quote(str(arguments.out))
-    for cell in study.cells():  # each after what it needs
-        if not results.done(cell.key):
-            print(f"goodtransfer study cell {cell.key} --out {out}  # {cell.title}")
+    cells, results, out = study.cells(), Results(study), shlex.quote(str(study.out))
+    with held(study):  # each line finds its cell by what is saved
+        for cell in cells:
+            if not results.done(cell.key):
+                print(f"goodtransfer study cell {cell.key} --out {out}  # {cell.title}")
     return 0
 
 
@@ -268,11 +273,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         verb.set_defaults(verb=action)
         if verb is not cost:
-            needed = verb not in (run, listing)  # which may have it in a file
+            needed = verb not in (run, listing, commands)  # which may have it in a file
             verb.add_argument("--out", type=Path, required=needed, help="the study's folder")
     cost.add_argument("--out", type=Path, help="the study's folder, if there is one")
     cell.add_argument("key", metavar="KEY", help="as `study list` prints it")
-    for verb in (run, listing, cost):
+    for verb in (run, listing, commands, cost):
         verb.add_argument("--scale", choices=list(SCALES), help="one for the whole folder")
         for name, (option, holds) in ROOTS.items():
             verb.add_argument(

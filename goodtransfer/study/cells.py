@@ -37,20 +37,21 @@ DRAWN = {
 def run_cell(study: Study, cell: Cell) -> None:
     """Make one cell, going on from its last checkpoint if it was killed; nothing if it is done.
 
-    Where another process makes it, wait for that one.
+    What it needs is made before it. Where another process makes it, or what it needs, wait for that one.
     """
     results = Results(study)
     if results.done(cell.key):
         return
+    if missing := [key for key in cell.needs if not results.done(key)]:
+        for needed in study.cells():
+            if needed.key in missing:
+                run_cell(study, needed)
     with results.alone(cell):
         if not results.restore(cell.key):
             _make(study, cell, results)
 
 
 def _make(study: Study, cell: Cell, results: Results) -> None:
-    missing = [key for key in cell.needs if not results.done(key)]
-    if missing:
-        raise ValueError(f"Expected cell {cell.key} after {', '.join(missing)}: run these first.")
     for key in cell.needs:
         results.check(key)
     data = cell.row.data if cell.kind == "pretrain" else TRANSFERS[cell.kind].data
@@ -81,9 +82,16 @@ def _make(study: Study, cell: Cell, results: Results) -> None:
             "pytorch_lightning": version("pytorch-lightning"),
             "python": platform.python_version(),
             "device": "cuda" if torch.cuda.is_available() else "cpu",
+            **_gpus(),
         },
     }
     results.finish(cell, finished, run, metrics)
+
+
+def _gpus() -> dict[str, str]:
+    """The GPUs that a cell was given, where any are handed out: to find one that fails."""
+    name = "CUDA_VISIBLE_DEVICES"
+    return {name: os.environ[name]} if name in os.environ else {}
 
 
 def _cpu_seconds() -> float:

@@ -23,7 +23,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from goodtransfer.study import demands, forks, leases
+from goodtransfer.study import demands, forks, leases, whole
+from goodtransfer.study.choice import held
 from goodtransfer.study.locks import locked
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.results import Results
@@ -133,19 +134,20 @@ class Engine:
         """
         self.check()
         results, work = Results(study), study.out / "work"
-        with _alone(study.out) as record:
+        with held(study) as choice, _alone(study.out) as record:
             cells = [cell for cell in cells if not results.restore(cell.key)]
             if not cells:
                 return
             before = {cell.key: _size(work / cell.key / "log.txt") for cell in cells}
-            _write(work / "Snakefile", self._snakefile(study, cells))
+            whole.write(work / "Snakefile", self._snakefile(study, cells))
             with (work / "snakemake.log").open("a") as log, self._environment(cells) as env:
                 begun = log.tell()
                 snakemake = subprocess.Popen(
                     [*_SNAKEMAKE, "--snakefile", "work/Snakefile", *self._options(study, cells)],
                     cwd=study.out, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env,
                     start_new_session=True,  # to be signalled with all its cells
-                    pass_fds=[record.fileno()],  # so that it holds the lock when we are killed
+                    # So that it holds both locks when we are killed.
+                    pass_fds=[choice.fileno(), record.fileno()],
                 )  # fmt: skip
                 _note(record, snakemake.pid)
                 try:
@@ -302,9 +304,3 @@ def _tail(text: str, lines: int = 15) -> str:
 
 def _size(file: Path) -> int:
     return file.stat().st_size if file.is_file() else 0
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all: jobs of an earlier run may be reading it."""
-    file.with_suffix(".tmp").write_text(text)
-    os.replace(file.with_suffix(".tmp"), file)

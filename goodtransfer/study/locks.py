@@ -9,18 +9,19 @@ from typing import TextIO
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[TextIO]:
-    """Hold a file, which is made where there is none.
+def locked(path: Path, *, wait: bool = True, shared: bool = False) -> Iterator[TextIO]:
+    """Hold a file, which is made where there is none; shared, beside others that share it.
 
     Raises:
         BlockingIOError: where another process holds it, unless it is to be waited for.
     """
-    file = _hold(path, wait)
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    file = _hold(path, how)
     with file:
         yield file
 
 
-def _hold(path: Path, wait: bool) -> TextIO:
+def _hold(path: Path, how: int) -> TextIO:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +29,7 @@ def _hold(path: Path, wait: bool) -> TextIO:
         except FileNotFoundError:
             continue  # its folder was removed just now
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, how)
         except BaseException:
             file.close()
             raise

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
+from goodtransfer.study import whole
 from goodtransfer.study.claims import Finding
 from goodtransfer.study.entries import Line, Printed
 from goodtransfer.study.fidelity import sentence
@@ -23,7 +24,7 @@ def write_plain(study: Study, tables: Sequence[Printed], claims: Sequence[Findin
         ("report.md", _markdown(study, tables, claims)),
         ("report.csv", _csv(study, tables)),
     ):
-        (study.out / name).write_text(text, encoding="utf-8")
+        whole.write(study.out / name, text)
 
 
 def _csv(study: Study, tables: Sequence[Printed]) -> str:

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from goodtransfer.study import whole
 from goodtransfer.study.protocol import GIVEN, Pretraining, deviations, given
 from goodtransfer.study.scales import SCALES, Scale
 from goodtransfer.study.sources import (
@@ -126,8 +126,7 @@ class Study:
             FileNotFoundError: for a folder without a study, when no scale is given.
             ValueError: for another scale or data root than the folder's, or one that is needed.
         """
-        file = out / "study.json"
-        known = json.loads(file.read_text()) if file.is_file() else {}
+        known = _known(out / "study.json")
         given = {k: _as_saved(k, value) for k, value in given.items() if value is not None}
         if "scale" not in {**known, **given}:
             raise FileNotFoundError(
@@ -215,18 +214,21 @@ class Study:
 
     def save(self) -> None:
         """Write ``study.json``, so that `study cell`, `list` and `report` know the rest."""
-        self.out.mkdir(parents=True, exist_ok=True)
+        if not self.saved():
+            self.out.mkdir(parents=True, exist_ok=True)
+            whole.write(self.file, self._text())
+
+    def saved(self) -> bool:
+        """Whether ``study.json`` holds this very choice."""
+        return self.file.is_file() and self.file.read_text("utf-8") == self._text()
+
+    def _text(self) -> str:
         settings = {"scale": self.scale.name, "tables": self.tables, "seeds": self.seeds}
         settings |= {name: str(root) for name, root in self.roots.items()}
         if "voc" in self.roots:
             settings["voc_splits"] = self.voc_splits
         settings |= {name: given for name in (*_OWN, "encoders") if (given := getattr(self, name))}
-        text = json.dumps(settings, indent=2) + "\n"
-        if not self.file.is_file() or self.file.read_text() != text:
-            # Of its own: several runs may begin on one folder at once.
-            temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_text(text)
-            os.replace(temporary, self.file)
+        return json.dumps(settings, indent=2) + "\n"
 
     @property
     def file(self) -> Path:
@@ -356,6 +358,19 @@ class Study:
         named = {"data": SOURCES[data].paper}, {"data": source.text}
         fidelity = deviations({**paper, **named[0]}, {**ours, **named[1]})
         return Cell(digest[:16], kind, row, fidelity, seed, tuple(needs), epoch)
+
+
+def _known(file: Path) -> dict[str, Any]:
+    """The choices of a folder; none of a new one."""
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"Expected a study's choices in {file}, but it was changed or cut off ({error}): delete it "
+            "and give the options of `study run` once more; finished cells are kept."
+        ) from None
 
 
 def _as_saved(name: str, value: Any) -> Any:

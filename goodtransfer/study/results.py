@@ -6,9 +6,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from goodtransfer.study import whole
 from goodtransfer.study.locks import locked
 from goodtransfer.study.plan import Cell, Study
 
@@ -52,9 +54,9 @@ class Results:
         return len(found - keys)
 
     def metrics(self, key: str) -> dict[str, float]:
-        """The numbers of a finished cell."""
+        """The numbers of a finished cell, whose other files may then be read, too."""
         metrics = dict(self._read(key, "metrics.json"))
-        self._compare(key, ["metrics.json"])
+        self.check(key, weights=False)
         return metrics
 
     def run(self, key: str) -> dict[str, Any]:
@@ -63,6 +65,7 @@ class Results:
 
     def curves(self, key: str) -> list[dict[str, float]]:
         """What was logged during the run, a step a row; empty where nothing was."""
+        self.check(key, weights=False)
         file = self.folder(key) / "curves.jsonl"
         if not file.is_file():
             return []
@@ -95,36 +98,37 @@ class Results:
         try:
             run = self.run(key)
             text = _json(run["metrics"])
-            whole = run["digests"] | {"metrics.json": hashlib.sha256(text.encode()).hexdigest()}
-            self._compare(key, [name for name in whole if name != "metrics.json"])
+            digests = run["digests"] | {"metrics.json": hashlib.sha256(text.encode()).hexdigest()}
+            self._compare(key, run, [name for name in run["digests"] if name != "metrics.json"])
         except (FileNotFoundError, ValueError, KeyError):
             return False
-        if whole != run["digests"]:
+        if digests != run["digests"]:
             return False
-        temporary = (
-            folder / f"metrics.json.{os.getpid()}.tmp"
-        )  # of its own, since others may do the same
-        temporary.write_text(text)
-        os.replace(temporary, folder / "metrics.json")
+        whole.write(folder / "metrics.json", text)
         return True
 
-    def check(self, key: str) -> None:
-        """Refuse a finished cell whose files are not those that it left.
+    def check(self, key: str, *, weights: bool = True) -> None:
+        """Refuse a finished cell whose files are not those that it left, and of which it noted digests.
+
+        Args:
+            key: of the cell.
+            weights: with the encoders, which are large, and which no report reads.
 
         Raises:
             ValueError: naming the file.
         """
-        self._compare(key, list(self.run(key).get("digests", {})))
+        run = self.run(key)
+        names = [n for n in run.get("digests", {}) if weights or not n.startswith("encoder")]
+        self._compare(key, run, names)
 
-    def _compare(self, key: str, names: list[str]) -> None:
-        """Refuse files that have changed; cells of before there were digests have none."""
-        digests = self.run(key).get("digests", {})
+    def _compare(self, key: str, run: dict[str, Any], names: list[str]) -> None:
         for name in names:
             file = self.folder(key) / name
-            if name in digests and (not file.is_file() or _digest(file) != digests[name]):
+            if not file.is_file() or _digest(file) != run["digests"][name]:
                 raise ValueError(
-                    f"Expected {file} as its cell left it, but it was changed or lost: "
-                    f"delete {self.folder(key)} and run again."
+                    f"Expected {file} as its cell ({run['kind']} of {run['row']['name']}, seed "
+                    f"{run['seed']}) left it, but it was changed, cut off or lost: delete "
+                    f"{self.folder(key)} and run again."
                 )
 
     def _read(self, key: str, name: str) -> Any:
@@ -142,11 +146,12 @@ class Results:
 
 
 def finished(study: Study, results: Results) -> dict[str, list[Cell]]:
-    """By kind, the finished cells of the first seed, one for every distinct row."""
+    """By kind, the finished cells of the first seed, one for every distinct row; their files may be read."""
     every = [cell for t, row in study.rows() for cell in study.cells_of(t, row, 0).values()]
     found: dict[str, list[Cell]] = {}
     for cell in {cell.key: cell for cell in every}.values():
         if results.done(cell.key):
+            results.check(cell.key, weights=False)
             found.setdefault(cell.kind, []).append(cell)
     return found
 
@@ -156,5 +161,12 @@ def _json(content: Any) -> str:
 
 
 def _digest(file: Path) -> str:
+    """Of a file as it is now; read once by a process, unless it is written to."""
+    now = file.stat()
+    return _read_digest(file, (now.st_ino, now.st_size, now.st_ctime_ns))
+
+
+@cache
+def _read_digest(file: Path, state: tuple[int, ...]) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

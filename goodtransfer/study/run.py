@@ -9,6 +9,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from goodtransfer.study.choice import held
 from goodtransfer.study.engine import Engine
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.results import Results
@@ -19,11 +20,18 @@ def run_study(study: Study, engine: Engine | None = None) -> Path:
 
     Killed anywhere and called again, it redoes no finished cell. What an engine could not make is
     told and left open.
+
+    Raises:
+        ValueError: where another process works on this folder by another choice.
     """
     cells, results = study.cells(), Results(study)
     if engine is not None:
         engine.check()
-    study.save()  # only once its data have been found
+    with held(study):  # only once its data have been found
+        return _run(study, engine, cells, results)
+
+
+def _run(study: Study, engine: Engine | None, cells: Sequence[Cell], results: Results) -> Path:
     keys = [cell.key for cell in cells]
     done = sum(map(results.done, keys))
     if engine is None:

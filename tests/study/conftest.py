@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from goodtransfer.study import forks
 from goodtransfer.study.cells import run_cell
 from goodtransfer.study.plan import Study
 from goodtransfer.study.report import write_report
@@ -31,3 +32,13 @@ def reported(tmp_path_factory):
                 run_cell(study, cell)
     write_report(study)
     return study
+
+
+@pytest.fixture(scope="module")
+def forked():
+    """The environment of cells that are forked rather than import torch."""
+    if sys.platform != "linux":
+        yield {}
+        return
+    with forks.server() as socket:
+        yield {forks.VARIABLE: str(socket)}

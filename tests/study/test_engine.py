@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from goodtransfer.cli import main as cli
-from goodtransfer.study import demands, fitting, forks, leases
+from goodtransfer.study import demands, fitting, leases
 from goodtransfer.study.engine import Engine
 from goodtransfer.study.locks import locked
 from goodtransfer.study.plan import Study
@@ -23,32 +23,8 @@ from goodtransfer.study.results import Results
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
+from processes import NO_FORKS, everything, of, run, start, until  # noqa: E402
 from tiny import TINY  # noqa: E402
-
-CLI = [sys.executable, str(HERE / "tiny_cli.py"), "study"]
-NO_FORKS = {"GOODTRANSFER_FORKS": "", "GOODTRANSFER_GPUS": ""}
-
-
-def start(*arguments, accident="none:0:0", **environment):
-    env = {**os.environ, "TQDM_DISABLE": "1", "GOODTRANSFER_GPUS": "", "ACCIDENT": accident}
-    return subprocess.Popen(
-        [*CLI, *map(str, arguments)], env=env | environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def run(*arguments, **more):
-    """Exit code, and what was printed."""
-    process = start(*arguments, **more)
-    out, err = process.communicate(timeout=180)
-    return process.returncode, out + err
-
-
-def until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +45,6 @@ def folder(made, tmp_path):
     return study, Results(study)
 
 
-@pytest.fixture(scope="module")
-def forked():
-    """The environment of cells that are forked rather than import torch."""
-    if sys.platform != "linux":
-        yield {}
-        return
-    with forks.server() as socket:
-        yield {forks.VARIABLE: str(socket)}
-
-
 def cells(study, kind):
     """Of pixels, and of the untrained encoder."""
     return [cell for cell in study.cells() if cell.kind == kind]
@@ -87,10 +53,6 @@ def cells(study, kind):
 def lose(results, *lost):
     for cell in lost:
         shutil.rmtree(results.folder(cell.key))
-
-
-def everything(out):
-    return {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
 
 
 def test_what_a_parallel_run_leaves(made):
@@ -170,19 +132,6 @@ def test_a_stopped_run_stops_its_cells_and_keeps_what_is_finished(folder, number
     assert not results.done(untrained.key)
 
 
-def of(out):
-    """Processes that work in a folder or on it."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            here = os.readlink(process / "cwd")
-        except OSError:
-            continue
-        if here == str(out) or str(out) in (process / "cmdline").read_text():
-            found.append(int(process.name))
-    return found
-
-
 def test_two_runs_never_share_a_folder_and_a_dead_ones_lock_is_cleared(folder):
     study, results = folder
     lost = cells(study, "linear")
@@ -194,10 +143,15 @@ def test_two_runs_never_share_a_folder_and_a_dead_ones_lock_is_cleared(folder):
     second = run("run", "--out", study.out, "--jobs", "2")
     assert second[0] == 2
     assert f"but process {process.pid} on " in second[1]
+    other = run("run", "--out", study.out, "--jobs", "2", "--table", "3")
+    assert other[0] == 2
+    assert f"Expected {study.file} to stay as it is while another process works" in other[1]
     process.kill()
     process.communicate()
     third = run("run", "--out", study.out, "--jobs", "2")  # its Snakemake goes on
     assert third[0] == 2
+    assert run("run", "--out", study.out, "--table", "3")[1] == other[1]
+    assert Study.open(study.out) == study
     group = int(re.search("kill -INT -- -([0-9]+)", third[1]).group(1))
     os.killpg(group, signal.SIGKILL)  # the cells too
     until(lambda: not of(study.out))
@@ -275,7 +229,7 @@ def test_an_edited_result_names_its_file(folder, capsys):
     numbers = json.loads(file.read_text())
     file.write_text(json.dumps({**numbers, "acc": 100.0}))
     assert cli(["study", "report", "--out", str(study.out)]) == 2
-    assert f"{file} as its cell left it, but it was changed or lost" in capsys.readouterr().err
+    assert f"{file} as its cell (linear of Pixels, seed 0) left it" in capsys.readouterr().err
     assert results.metrics(untrained.key)
     lose(results, untrained)
     encoder = results.folder(untrained.needs[0]) / "encoder.safetensors"
