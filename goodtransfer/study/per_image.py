@@ -178,7 +178,7 @@ def _loc(kept: Kept, weights: Ints) -> Floats:
         counts = shares(images, kept[name], objects, weights)
         total = counts.sum(0)
         found.append(100 * counts[SLICES.index("Loc")] / np.where(total > 0, total, np.nan))
-    return with_mean(np.stack(found))[-1]
+    return np.asarray(with_mean(np.stack(found))[-1])
 
 
 class _Column(NamedTuple):

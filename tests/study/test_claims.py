@@ -10,7 +10,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from goodtransfer.cli import main
-from goodtransfer.study import per_image
 from goodtransfer.study.bars import Difference, Interval
 from goodtransfer.study.claims import ALIKE, CLAIMS, STATEMENTS, Claim, Finding, findings, printed
 from goodtransfer.study.differences import Effects, difference
@@ -122,8 +121,8 @@ def test_alike_is_told_to_the_paper_s_last_digit():
 # --- Over results
 
 
-def finish(study, table, label, seed, column, value, kept):
-    """A finished cell as a run leaves it: a number, and what each test image scored."""
+def finish(study, table, label, seed, column, value, kept, **others):
+    """A finished cell as a run leaves it: a number, what each test image scored, other arrays by file."""
     (row,) = (row for row in TABLES[table].rows if row.label == label)
     cells = study.cells_of(TABLES[table], row, seed)
     (cell,) = (
@@ -132,7 +131,8 @@ def finish(study, table, label, seed, column, value, kept):
     results = Results(study)
     folder = results.work(cell) / "finished"
     folder.mkdir()
-    save_file(kept, folder / per_image.NAME)
+    for name, arrays in {"per_image": kept, **others}.items():
+        save_file(arrays, folder / f"{name}.safetensors")
     run = {"wall_seconds": 1.0, "cpu_seconds": 1.0, "environment": {"python": "3"}}
     results.finish(cell, folder, run, {column: value})
 
@@ -206,7 +206,10 @@ def test_a_run_that_gave_nan_is_told_as_such(seeds, tmp_path, capsys):
         for seed in range(seeds):
             value = error + seed / 8
             kept = {"scores": np.array([value, 5.0, 5.0])}
-            finish(study, "5", label, seed, "landmark_error", float(kept["scores"].mean()), kept)
+            faces = {"faces": np.zeros((1, 3, 8, 8), np.uint8), "true": np.ones((1, 5, 2))}
+            faces["found"] = faces["true"] * error
+            mean = float(kept["scores"].mean())
+            finish(study, "5", label, seed, "landmark_error", mean, kept, faces=faces)
     found = {f.claim.text: f for f in findings(study) if f.ours is not None}
     verdicts = {text: f.verdict for text, f in found.items()}
     assert verdicts == {
@@ -222,6 +225,6 @@ def test_a_run_that_gave_nan_is_told_as_such(seeds, tmp_path, capsys):
     page = write_report(study).read_text("utf-8")
     assert "unknown: nan" in page
     lines = (study.out / "report.md").read_text("utf-8").splitlines()
-    assert "| Exemplar-v2 [R4] | ours | nan |" in lines
+    assert "| Exemplar-v2 [C8] [R4] | ours | nan |" in lines
     mean = statistics.fmean((15 + seed / 8) / 3 for seed in range(seeds))
-    assert any(line.startswith(f"| MoCo-v2 [R4] | ours | {mean:.1f}") for line in lines)
+    assert any(line.startswith(f"| MoCo-v2 [C8] [R4] | ours | {mean:.1f}") for line in lines)
