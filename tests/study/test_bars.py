@@ -83,15 +83,17 @@ def drawn(images, resamples, seed=0):
     return [rng.integers(images, size=images) for _ in range(resamples)]
 
 
-def test_a_mean_is_resampled_as_if_images_were_copied(tmp_path):
+@pytest.mark.parametrize("images", [9, 1000])
+def test_a_mean_is_resampled_as_if_images_were_copied(images, tmp_path):
+    """Also of a set that is large enough to be resampled in parts."""
     random = np.random.default_rng(1)
     results = made(tmp_path)
     resamples = Resamples(results)
     for key in "ab":
-        kept = {name: random.random(9).astype(np.float32) for name in ("scores", "lr30")}
+        kept = {name: random.random(images).astype(np.float32) for name in ("scores", "lr30")}
         keep(results, key, kept)
         for column, array in (("acc", "scores"), ("acc_lr30", "lr30")):
-            expected = [kept[array][draw].mean() for draw in drawn(9, RESAMPLES)]
+            expected = [kept[array][draw].mean() for draw in drawn(images, RESAMPLES)]
             np.testing.assert_allclose(resamples(column, key), expected, rtol=1e-6)
             ends = np.percentile(expected, [2.5, 97.5])
             assert resamples.interval(column, key) == pytest.approx(ends)
