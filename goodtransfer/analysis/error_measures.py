@@ -75,7 +75,9 @@ def measure(
     for errors in diagnosis.classes:
         defined = np.where(w[errors.objects].sum(0) > 0, 100.0, np.nan)
         trends.append(_fractions(trend(errors, w, TICKS, double_count)) * defined)
-        slices.append(_fractions(shares(errors, w)) * defined)
+        slices.append(
+            _fractions(shares(errors.images, errors.nearest, errors.objects, w)) * defined
+        )
         aps.append(
             [100 * average_precision(*errors.outcomes(fixed), w, interpolation) for fixed in fixes]
         )
@@ -130,13 +132,13 @@ def trend(
     return np.stack([_first(totals, tick, kinds, steps)[1:] for tick in ticks])
 
 
-def shares(errors: ClassErrors, weights: Ints) -> Floats:
-    """How many of the first N detections are correct and of each type (5, B)."""
-    steps = np.ones(len(errors.images), np.int64)
-    number = weights[errors.objects].sum(0)
-    totals = _running_totals(errors.images, steps, weights, number.max(initial=0))
+def shares(images: Ints, nearest: Kinds, objects: Ints, weights: Ints) -> Floats:
+    """How many of the first N detections are correct and of each type (5, B), of ``ClassErrors``."""
+    steps = np.ones(len(images), np.int64)
+    number = weights[objects].sum(0)
+    totals = _running_totals(images, steps, weights, number.max(initial=0))
     number = np.minimum(number, totals[-1:].sum(0))
-    return _first(totals, number, errors.nearest, steps)
+    return _first(totals, number, nearest, steps)
 
 
 def _running_totals(images: Ints, steps: Ints, weights: Ints, most: int) -> Ints:

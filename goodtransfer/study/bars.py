@@ -15,13 +15,15 @@ _T95 = (
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Of the 95 % interval of the mean, by Student's t; infinite for one value.
+    """Of the 95 % interval of the mean, by Student's t; infinite for one value, NaN where one is not finite.
 
     >>> round(half_width([1.0, 2.0, 3.0]), 2)
     2.48
     """
     if len(values) < 2:
         return math.inf
+    if not all(map(math.isfinite, values)):
+        return math.nan  # `stdev` would raise
     t = _T95[len(values) - 2] if len(values) - 2 < len(_T95) else 1.96
     return t * stdev(values) / math.sqrt(len(values))
 
@@ -31,10 +33,6 @@ class Interval(NamedTuple):
 
     low: float
     high: float
-
-    def around(self, value: float) -> bool:
-        """Whether a value lies in it."""
-        return self.low <= value <= self.high
 
 
 class Difference(NamedTuple):
@@ -51,18 +49,28 @@ class Difference(NamedTuple):
     images: Interval | None
 
     @property
+    def intervals(self) -> list[Interval]:
+        """Those that are known."""
+        return [interval for interval in (self.seeds, self.images) if interval is not None]
+
+    @property
     def verdict(self) -> str:
-        """Larger or smaller where no interval has 0 in it; unknown without any."""
-        intervals = [interval for interval in (self.seeds, self.images) if interval is not None]
-        if not intervals:
+        """Larger or smaller where no interval has 0 in it; unknown without any, or where it is NaN."""
+        if not self.intervals or not math.isfinite(self.value):
             return "unknown"
-        if any(interval.around(0.0) for interval in intervals):
-            return "within noise"
-        return "larger" if self.value > 0 else "smaller"
+        if all(interval.low > 0 for interval in self.intervals):
+            return "larger"
+        return "smaller" if all(i.high < 0 for i in self.intervals) else "within noise"
+
+    def within(self, margin: float) -> bool:
+        """Whether it is sure to be less than a margin from 0, by every interval there is."""
+        return bool(self.intervals) and all(
+            -margin < i.low and i.high < margin for i in self.intervals
+        )
 
     def __str__(self) -> str:
         """In words."""
-        parts = [f"{self.value:+.2f}"]
+        parts = [f"{self.value:+.2f}" if math.isfinite(self.value) else str(self.value)]
         if self.seeds is not None:
             parts.append(f"over seeds {self.seeds.low:+.2f} to {self.seeds.high:+.2f}")
         if self.images is not None:
@@ -71,8 +79,9 @@ class Difference(NamedTuple):
 
 
 def over_seeds(differences: Sequence[float]) -> Interval | None:
-    """The interval of the mean of what each seed gave."""
-    if len(differences) < 2:
+    """The interval of the mean of what each seed gave; None for one seed, or where one gave NaN."""
+    half = half_width(differences)
+    if not math.isfinite(half):
         return None
-    mean, half = fmean(differences), half_width(differences)
+    mean = fmean(differences)
     return Interval(mean - half, mean + half)

@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 from goodtransfer.study.bars import Difference
-from goodtransfer.study.differences import RESAMPLES, difference
+from goodtransfer.study.differences import Effects, More
 from goodtransfer.study.plan import Cell, Study
+from goodtransfer.study.resamples import RESAMPLES
 from goodtransfer.study.results import Results
 from goodtransfer.study.tables import CARD, TABLES
 from goodtransfer.study.transfers import NOT_RANKED
@@ -25,12 +26,14 @@ class Compared(NamedTuple):
 
 def compared(study: Study) -> list[Compared]:
     """Each encoder but the first, against the first."""
-    table = TABLES[CARD]
+    table, effects = TABLES[CARD], Effects(study)
     first, *others = study.rows_of(table)
     found = []
     for row in others:
         pairs = {
-            c: difference(study, table, row, first, c) for c in table.columns if c not in NOT_RANKED
+            c: effects(More(table.name, row.label, first.label, c))
+            for c in table.columns
+            if c not in NOT_RANKED
         }
         known = {column: of for column, of in pairs.items() if of is not None}
         found.append(Compared(row.label, first.label, known))

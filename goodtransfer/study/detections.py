@@ -14,7 +14,7 @@ from torch import Tensor
 from goodtransfer.analysis import diagnose
 from goodtransfer.analysis.detections import from_tasks
 from goodtransfer.analysis.error_measures import measure, with_mean
-from goodtransfer.analysis.errors import SLICES
+from goodtransfer.analysis.errors import SLICES, Diagnosis
 from goodtransfer.data import VOCDetectionDataModule
 from goodtransfer.metrics import VOCDetectionAP
 
@@ -61,17 +61,21 @@ def write_detections(
     (folder / "precision.json").write_text(json.dumps(curve) + "\n")
 
 
-def write_errors(folder: Path, kept: KeepDetections, class_names: Sequence[str]) -> float:
-    """Write ``errors.safetensors``: Hoiem's measures of every class (Figures 1 and 7).
+def diagnosed(kept: KeepDetections, class_names: Sequence[str]) -> Diagnosis:
+    """What each detection is (Figures 1 and 7)."""
+    ids = sorted(kept.found)
+    predictions = [{**kept.found[i], "image_id": torch.tensor(i)} for i in ids]
+    return diagnose(*from_tasks(predictions, [kept.targets[i] for i in ids], class_names))
+
+
+def write_errors(folder: Path, diagnosis: Diagnosis) -> float:
+    """Write ``errors.safetensors``: Hoiem's measures of every class.
 
     Gives the share of poor localization among the first detections, in percent, mean of the classes.
     """
-    ids = sorted(kept.found)
-    predictions = [{**kept.found[i], "image_id": torch.tensor(i)} for i in ids]
-    found, truth = from_tasks(predictions, [kept.targets[i] for i in ids], class_names)
-    measures = measure(diagnose(found, truth))
+    measures = measure(diagnosis)
     tensors = {k: torch.from_numpy(v).contiguous() for k, v in measures._asdict().items()}
-    described = {"class_names": json.dumps(list(class_names))}
+    described = {"class_names": json.dumps(list(diagnosis.truth.class_names))}
     save_file(tensors, folder / "errors.safetensors", described)
     return float(with_mean(measures.shares)[-1, SLICES.index("Loc")])
 

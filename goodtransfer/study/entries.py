@@ -6,10 +6,10 @@ from statistics import fmean
 
 from goodtransfer.study import footnotes
 from goodtransfer.study.bars import Interval, half_width
-from goodtransfer.study.differences import over_images
 from goodtransfer.study.fidelity import Fidelity, divided, fidelity
 from goodtransfer.study.footnotes import Footnote, Marks
 from goodtransfer.study.plan import Cell, Study
+from goodtransfer.study.resamples import Resamples
 from goodtransfer.study.results import Results
 from goodtransfer.study.tables import CARD, Row, Table, beside
 from goodtransfer.study.transfers import LOWER_IS_BETTER, NOT_RANKED, TRANSFERS
@@ -45,8 +45,9 @@ class Entry:
 
     @property
     def half(self) -> float | None:
-        """Half the 95 % interval over the seeds; None for fewer than two."""
-        return half_width(self.ours) if len(self.ours) > 1 else None
+        """Half the 95 % interval over the seeds; None for fewer than two, or where one gave NaN."""
+        half = half_width(self.ours)
+        return half if math.isfinite(half) else None
 
     @property
     def spread(self) -> str:
@@ -164,8 +165,9 @@ def _entries(
 
 def _over_images(entries: dict[str, Entry], results: Results) -> dict[str, Entry]:
     """With intervals, which one seed has no others than."""
+    resamples = Resamples(results)
     return {
-        column: replace(entry, images=over_images(results, column, entry.keys))
+        column: replace(entry, images=resamples.interval(column, entry.keys[0]))
         if len(entry.keys) == 1
         else entry
         for column, entry in entries.items()

@@ -23,7 +23,12 @@ from goodtransfer.data import (
 from goodtransfer.data.images import ImageDataModule
 from goodtransfer.data.voc import VOC_CLASSES
 from goodtransfer.study import fitting, per_image
-from goodtransfer.study.detections import KeepDetections, write_detections, write_errors
+from goodtransfer.study.detections import (
+    KeepDetections,
+    diagnosed,
+    write_detections,
+    write_errors,
+)
 from goodtransfer.study.faces import KeepFaces
 from goodtransfer.study.per_image import KeepPerImage
 from goodtransfer.study.plan import Cell, Study
@@ -97,8 +102,9 @@ def _voc07(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) 
     )
     metrics = _fitted(trainer, task, data, work)
     write_detections(finished, kept.found, task.ap, data)
-    metrics[f"{cell.kind}_loc"] = write_errors(finished, kept, data.class_names)
-    per_image.write_outcomes(finished, task.ap, data.num_classes, len(data.records("test")))
+    diagnosis = diagnosed(kept, data.class_names)
+    metrics[f"{cell.kind}_loc"] = write_errors(finished, diagnosis)
+    per_image.write_outcomes(finished, task.ap, diagnosis, len(data.records("test")))
     return metrics
 
 

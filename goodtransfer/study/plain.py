@@ -98,4 +98,8 @@ def _claims(claims: Sequence[Finding]) -> str:
             f"| {found.claim.text} | {found.claim.where} | {paper} | {found.ours or '–'} "
             f"| {found.verdict} |"
         )
-    return "\n".join(lines) + "\n"
+    note = (
+        "An effect is above 0 where the claim holds; intervals are of 95 %. That two numbers are alike holds "
+        "where the whole interval is less than the paper's last digit from 0: noise never confirms it."
+    )
+    return "\n".join([*lines, "", note]) + "\n"

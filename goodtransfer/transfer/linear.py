@@ -164,17 +164,24 @@ class LinearProbe(pl.LightningModule):
         self._score(batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        return {"predicted": self._score(batch)[:, int(self.chosen)].argmax(1)}  # for pictures
+        """The class (N,) that each image is taken for, by every classifier that is reported."""
+        told, by_head = self._score(batch)
+        found = {"predicted": told[:, int(self.chosen)]}
+        if MOCO_LR in self.lrs:
+            found["predicted_lr30"] = told[:, self.lrs.index(MOCO_LR)]
+        return found if by_head is None else {**found, "predicted_head": by_head}
 
-    def _score(self, batch: Any) -> Tensor:
-        """Count the right ones of every classifier; their logits (N, rates, classes)."""
+    def _score(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Count the right ones of every classifier; their classes (N, rates), and the head's (N,)."""
         given = as_batch(batch)
         features, label = self._features(given.views[0]), given.labels_for("LinearProbe")
-        logits = self._logits(features)
-        self.accuracy.update(logits.argmax(2), label, given.index)
-        if self.head is not None:
-            self.head_accuracy.update(self.head(features).argmax(1), label, given.index)
-        return logits
+        told = self._logits(features).argmax(2)
+        self.accuracy.update(told, label, given.index)
+        if self.head is None:
+            return told, None
+        by_head: Tensor = self.head(features).argmax(1)
+        self.head_accuracy.update(by_head, label, given.index)
+        return told, by_head
 
     def drawings(self, batch: Any, outputs: dict[str, Tensor], first: int) -> list[Tensor]:
         """The first images of a test batch, captioned with the class they are taken for."""

@@ -93,7 +93,9 @@ def test_shares_equal_the_toolbox(toolbox):
     read = measure(diagnosis)
     for c, (name, expected) in enumerate(per_class.items()):
         errors, pies = diagnosis.classes[c], expected["toolbox_topN"]
-        assert shares(errors, once(diagnosis))[:, 0].tolist() == [pies[k][1] for k in columns], name
+        assert shares(errors.images, errors.nearest, errors.objects, once(diagnosis))[
+            :, 0
+        ].tolist() == [pies[k][1] for k in columns], name
         assert read.shares[c].tolist() == [pies[k][1] / pies["total"][1] * 100 for k in columns]
         until = np.flatnonzero(errors.kinds)[99] + 1  # its other pie: the first 100 false positives
         assert np.bincount(errors.nearest[:until], minlength=5).tolist() == [
@@ -182,7 +184,9 @@ def check_read(errors, strong, weak, kinds, pie, weights):
         for tick, row in zip(ticks, counts, strict=True):
             expected = literal.trend_counts(kinds, tick, double)
             assert np.isnan(row).all() if expected is None else row.tolist() == expected
-    assert shares(errors, weights)[:, 0].tolist() == literal.top_counts(pie, number)
+    assert shares(errors.images, errors.nearest, errors.objects, weights)[
+        :, 0
+    ].tolist() == literal.top_counts(pie, number)
     interpolation = ("11-point", "area")[len(kinds) % 2]
     for fixed in ((), ("Loc",), ("Sim",), ("Oth",), ("BG",), ("Loc", "BG")):
         types = {SLICES.index(kind) for kind in fixed}
@@ -220,7 +224,7 @@ def test_the_list_is_read_as_far_as_any_weighting_needs():
     nan = [np.nan] * 4
     counts = trend(errors, weights, (5,))[0].T
     assert np.array_equal(counts, [[2, 0, 0, 3], [2, 0, 0, 3], nan], equal_nan=True)
-    assert shares(errors, weights).T.tolist() == [
+    assert shares(errors.images, errors.nearest, errors.objects, weights).T.tolist() == [
         [0, 100, 0, 0, 100], [0, 75, 0, 0, 75], [0, 1, 0, 0, 1],
     ]  # fmt: skip
 

@@ -1,18 +1,31 @@
-"""Error bars and verdicts against hand-made and resampled ones; claims against the paper's numbers."""
+"""Error bars and verdicts against hand-made and resampled ones."""
 
 import math
 import statistics
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from goodtransfer.analysis import diagnose
+from goodtransfer.analysis.detections import GroundTruth
+from goodtransfer.analysis.error_measures import measure, with_mean
+from goodtransfer.analysis.errors import SLICES
 from goodtransfer.metrics.voc import Detections, Objects, evaluate
 from goodtransfer.study import per_image
 from goodtransfer.study.bars import Difference, Interval, half_width, over_seeds
-from goodtransfer.study.claims import CLAIMS, Finding, _effect, _printed
-from goodtransfer.study.tables import TABLES
+from goodtransfer.study.entries import Entry
+from goodtransfer.study.plan import Study
+from goodtransfer.study.resamples import RESAMPLES, Resamples, middle
+from goodtransfer.study.results import Results
+from goodtransfer.study.transfers import HEADINGS, NOT_RANKED
+from goodtransfer.views import Batch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import TINY
 
 
 @pytest.mark.parametrize(("values", "t"), [([1.0, 4.0], 12.706), ([2.0, 3.0, 7.0, 1.0], 3.182)])
@@ -49,35 +62,87 @@ def test_a_difference_must_be_above_both_noises(seeds, images, verdict):
     assert Difference(-2.0, *turned).verdict == verdict.replace("larger", "smaller")
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_has_no_interval(bad):
+    assert math.isnan(half_width([1.0, bad, 2.0]))
+    assert over_seeds([1.0, bad, 2.0]) is None
+    assert Entry("acc", 60.8, (1.0, bad), ("a", "b")).spread == ""
+    assert Difference(bad, None, Interval(1, 3)).verdict == "unknown"
+    assert str(Difference(math.nan, None, None)) == "nan, unknown"
+
+
+def test_resamples_without_a_value_do_not_count():
+    samples = np.append(np.arange(101.0), [np.nan] * 7)
+    assert middle(samples) == pytest.approx((2.5, 97.5))
+    assert middle(np.full(5, np.nan)) is None
+
+
 def drawn(images, resamples, seed=0):
-    """The resamples of `resampled`, as lists of images."""
+    """The resamples of `Resamples`, as lists of images."""
     rng = np.random.default_rng(seed)
     return [rng.integers(images, size=images) for _ in range(resamples)]
 
 
-def test_a_mean_is_resampled_as_if_images_were_copied(tmp_path):
+@pytest.mark.parametrize("images", [9, 1000])
+def test_a_mean_is_resampled_as_if_images_were_copied(images, tmp_path):
+    """Also of a set that is large enough to be resampled in parts."""
     random = np.random.default_rng(1)
-    scores = [random.random(9).astype(np.float32) for _ in range(2)]
-    for number, values in enumerate(scores):
-        (tmp_path / str(number)).mkdir()
-        save_file({"scores": values}, tmp_path / str(number) / per_image.NAME)
-    found = per_image.resampled("acc", [tmp_path / "0", tmp_path / "1"], 20)
-    expected = [[values[draw].mean() for draw in drawn(9, 20)] for values in scores]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    results = made(tmp_path)
+    resamples = Resamples(results)
+    for key in "ab":
+        kept = {name: random.random(images).astype(np.float32) for name in ("scores", "lr30")}
+        keep(results, key, kept)
+        for column, array in (("acc", "scores"), ("acc_lr30", "lr30")):
+            expected = [kept[array][draw].mean() for draw in drawn(images, RESAMPLES)]
+            np.testing.assert_allclose(resamples(column, key), expected, rtol=1e-6)
+            ends = np.percentile(expected, [2.5, 97.5])
+            assert resamples.interval(column, key) == pytest.approx(ends)
+
+
+def made(folder):
+    """The results of a study without runs."""
+    return Results(Study(folder, TINY))
+
+
+def keep(results, key, kept):
+    results.folder(key).mkdir(parents=True)
+    save_file(kept, results.folder(key) / per_image.NAME)
+
+
+def test_what_a_cell_did_not_keep_has_no_interval(tmp_path):
+    """Nothing at all, not this array, and no column of images."""
+    results = made(tmp_path)
+    resamples = Resamples(results)
+    assert resamples.interval("acc", "none") is None
+    keep(results, "old", {"scores": np.array([0.0, 100.0], np.float32)})
+    assert resamples.interval("acc", "old") is not None
+    for column in ("acc_lr30", "acc_head", "voc07_loc", "landmark_error_mean_shape"):
+        assert resamples.interval(column, "old") is None
+
+
+def test_an_image_that_scored_nan_leaves_no_interval(tmp_path):
+    results = made(tmp_path)
+    for key, bad in (("nan", np.nan), ("inf", np.inf)):
+        keep(results, key, {"scores": np.array([1.0, bad, 2.0])})
+        assert Resamples(results).interval("landmark_error", key) is None
+
+
+def test_every_column_that_is_ranked_can_be_resampled():
+    assert set(per_image.COLUMNS) == set(HEADINGS) - NOT_RANKED
 
 
 def test_miou_is_resampled_as_if_images_were_copied(tmp_path):
     matrices = np.random.default_rng(2).integers(0, 50, (6, 9))
-    save_file({"scores": matrices}, tmp_path / per_image.NAME)
-    found = per_image.resampled("city_mIoU", [tmp_path], 10)
-    for value, draw in zip(found[0], drawn(6, 10), strict=True):
+    make = per_image.COLUMNS["city_mIoU"].make
+    found = make({"scores": matrices}, per_image.drawn(6, 10))
+    for value, draw in zip(found, drawn(6, 10), strict=True):
         total = sum(matrices[n].reshape(3, 3) for n in draw)
         iou = [total[c, c] / (total[c].sum() + total[:, c].sum() - total[c, c]) for c in range(3)]
         assert value == pytest.approx(100 * np.mean(iou))
 
 
-def test_voc_ap_is_resampled_as_if_images_were_copied(tmp_path):
-    """Copies of an image are images of their own: so the evaluator itself gives the same AP."""
+def test_detections_are_resampled_as_if_images_were_copied(tmp_path):
+    """Copies of an image are images of their own: so evaluator and diagnosis themselves say the same."""
     random = np.random.default_rng(3)
     images, classes = 7, 2
 
@@ -97,10 +162,16 @@ def test_voc_ap_is_resampled_as_if_images_were_copied(tmp_path):
         def evaluation(self):
             return evaluate(found, there, classes)
 
-    per_image.write_outcomes(tmp_path, Metric(), classes, images)
+    def diagnosis(found, there):
+        return diagnose(found, GroundTruth(("a", "b"), [str(n) for n in range(images)], there))
+
+    per_image.write_outcomes(tmp_path, Metric(), diagnosis(found, there), images)
     assert len(load_file(tmp_path / per_image.NAME)["0.counts"]) == 10
-    values = per_image.resampled("voc07_AP", [tmp_path], 12)
-    for value, draw in zip(values[0], drawn(images, 12), strict=True):
+    values, loc = (
+        per_image.COLUMNS[c].make(per_image.read(c, tmp_path), per_image.drawn(images, 12))
+        for c in ("voc07_AP", "voc07_loc")
+    )
+    for value, poor, draw in zip(values, loc, drawn(images, 12), strict=True):
 
         def copied(rows, draw=draw):
             picked = [(np.flatnonzero(rows.images == n), place) for place, n in enumerate(draw)]
@@ -110,62 +181,20 @@ def test_voc_ap_is_resampled_as_if_images_were_copied(tmp_path):
 
         expected = 100 * evaluate(copied(found), copied(there), classes).mean()
         assert value == pytest.approx(expected)
+        shares = measure(diagnosis(copied(found), copied(there))).shares
+        assert poor == pytest.approx(with_mean(shares)[-1, SLICES.index("Loc")])
     assert 5 < values.min() < values.max() < 95
+    assert 5 < loc.min() < loc.max() < 95
 
 
 def test_cells_of_other_images_are_refused(tmp_path):
+    results = made(tmp_path)
     for number in (5, 6):
-        (tmp_path / str(number)).mkdir()
-        save_file({"scores": np.zeros(number)}, tmp_path / str(number) / per_image.NAME)
-    with pytest.raises(ValueError, match="tested on the same images, but acc is of"):
-        per_image.resampled("acc", [tmp_path / "5", tmp_path / "6"], 3)
-
-
-# --- Claims
-
-
-def test_the_paper_bears_out_its_claims():
-    """By its own numbers, but for what it prints none of."""
-    effects = {claim.text: _effect(claim, _printed) for claim in CLAIMS}
-    silent = {text for text, effect in effects.items() if effect is None}
-    assert silent == {"MoCo-v2's detections fail less by localization"}
-    for claim in CLAIMS:
-        effect = effects[claim.text]
-        if effect is not None:
-            assert abs(effect) < 1e-9 if claim.equality else effect > -1e-9, claim.text
-    assert effects["MoCo-v2 detects better than cross-entropy: VOC07 AP"] == pytest.approx(2.3)
-    ladder = effects["augmentations matter more to MoCo-v2: VOC07 AP from flip to all"]
-    assert ladder == pytest.approx(16.2 - 2.8)
-
-
-def test_a_claim_s_rows_and_columns_are_there():
-    for claim in CLAIMS:
-        asked = []
-
-        def numbers(table, label, column, asked=asked):
-            assert [row for row in TABLES[table].rows if row.label == label], (table, label)
-            asked.append(column)
-            return 1.0
-
-        assert claim.effect(numbers) == pytest.approx(0.0)
-        assert asked
-
-
-@pytest.mark.parametrize(
-    ("ours", "equality", "verdict"),
-    [
-        (None, False, "not measured"),
-        (Difference(1.0, None, None), False, "one seed, no interval"),
-        (Difference(1.0, Interval(0.5, 1.5), None), False, "holds"),
-        (Difference(-1.0, Interval(-1.5, -0.5), None), False, "does not hold"),
-        (Difference(1.0, Interval(-0.5, 2.5), None), False, "within noise"),
-        (Difference(1.0, Interval(-0.5, 2.5), None), True, "holds"),
-        (Difference(1.0, Interval(0.5, 1.5), None), True, "does not hold"),
-    ],
-)
-def test_verdicts_on_claims(ours, equality, verdict):
-    claim = next(c for c in CLAIMS if c.equality == equality)
-    assert Finding(claim, None, ours).verdict == verdict
+        keep(results, str(number), {"scores": np.zeros(number)})
+    resamples = Resamples(results)
+    resamples("acc", "5")
+    with pytest.raises(ValueError, match="tested on the same images, but acc is of 5 and 6 images"):
+        resamples("acc", "6")
 
 
 def test_pixels_are_confusions_of_each_image():
@@ -174,5 +203,18 @@ def test_pixels_are_confusions_of_each_image():
 
     told = torch.tensor([[[0, 1]], [[1, 1]]])
     true = {"classes": torch.tensor([[[0, 0]], [[1, 255]]])}
-    rows = per_image.pixels(Task(), (None, true), told)
+    rows = per_image.pixels(Task(), (None, true), told)["scores"]
     assert rows.tolist() == [[1, 1, 0, 0], [0, 0, 0, 1]]
+
+
+def test_each_classifier_of_a_readout_is_kept():
+    labels = torch.tensor([0, 1, 2])
+    told = {
+        "predicted": torch.tensor([0, 1, 0]),
+        "predicted_lr30": torch.tensor([1, 1, 2]),
+        "predicted_head": torch.tensor([1, 0, 2]),
+    }
+    kept = per_image.right(None, Batch((None,), labels, None), told)
+    assert {name: rows.tolist() for name, rows in kept.items()} == {
+        "scores": [100, 100, 0], "lr30": [0, 100, 100], "head": [0, 0, 100],
+    }  # fmt: skip

@@ -291,6 +291,20 @@ def test_validation_returns_nothing():
     assert torch.equal(predicted, probe(images).argmax(1))
 
 
+def test_a_test_tells_the_class_by_every_classifier_it_reports():
+    head = nn.Linear(6, 3)
+    probe = LinearProbe(trunk(), num_classes=3, lrs=(1.0, 30.0), head=head)
+    probe.classifiers.weight.data[3:].mul_(-1)
+    images, labels = Coloured(9).images, Coloured(9).labels
+    features = pooled(probe.encoder, images)
+    told = probe.test_step(((images,), labels), 0)
+    both = probe.classifiers(features).view(9, 2, 3).argmax(2)
+    assert torch.equal(told["predicted"], both[:, 0])
+    assert torch.equal(told["predicted_lr30"], both[:, 1])
+    assert torch.equal(told["predicted_head"], head(features).argmax(1))
+    assert not torch.equal(told["predicted"], told["predicted_lr30"])
+
+
 def test_features_that_tell_nothing_apart(trainer_options):
     trainer = pl.Trainer(max_epochs=1, **trainer_options)
     encoder = trunk()
