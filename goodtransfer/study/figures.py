@@ -42,10 +42,10 @@ class Figure(NamedTuple):
 
 
 def figures(study: Study, results: Results) -> list[Figure]:
-    """All that there are runs for."""
-    parts = (_figures17, _figure2, _figure6, _figure3, _figure4)
+    """All that there are runs for, in the paper's order."""
+    parts = (_figures17, _figure2, _figure3, _figure4, _figure6)
     cells = finished(study, results)
-    return [figure for part in parts for figure in part(study, results, cells)]
+    return sorted(figure for part in parts for figure in part(study, results, cells))
 
 
 def _figures17(study: Study, results: Results, made: Cells) -> Iterator[Figure]:

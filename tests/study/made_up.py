@@ -83,9 +83,7 @@ def detected(study, cell, finished, rng, classes):
 def in_the_course(study, cell, finished, rng, classes):
     """AP at each scored iteration, and once more of the test."""
     scored = study.scale.protocol(cell.kind).eval_iters
-    rows = [
-        {"step": step, "voc07_course_AP": rng.uniform(1, 60)} for step in (*scored, scored[-1])
-    ]
+    rows = [{"step": step, "voc07_course_AP": rng.uniform(1, 60)} for step in (*scored, scored[-1])]
     write_rows(finished / "curves.jsonl", rows)
 
 
