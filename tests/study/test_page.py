@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from goodtransfer.study.entries import printed
+from goodtransfer.study.plain import FIELDS
 from goodtransfer.study.plan import Study
 from goodtransfer.study.report import write_report
 from goodtransfer.study.results import Results
@@ -269,14 +270,21 @@ def test_every_column_of_every_table_sorts(page):
             assert third == rows
 
 
-def test_a_row_that_the_paper_quotes_is_its_number_alone(page):
-    if "4" not in page.study.tables:
-        pytest.skip("has no Table 4")
+def test_a_row_that_the_paper_quotes_is_its_number_alone(whole):
+    """In the page as in ``report.md`` and ``report.csv``."""
+    html, md, table = (
+        (whole.out / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md", "csv")
+    )
     label = "Baseline (Chen et al. 2019)"
-    body = page.page.locator(f'table[data-table="4"] tbody[data-row="{label}"]')
-    assert body.locator("tr").count() == 1
-    texts = body.locator("td").all_inner_texts()
-    assert texts == [f"the paper's {label}", "82.3", "–", "51.75", "0.80", "74.27", "0.63"]
+    assert f">the paper's {label}</td>" in html
+    told = [line for line in md.splitlines() if label in line]
+    assert told == [f"| {label} | paper | 82.3 | – | 51.75 | 0.80 | 74.27 | 0.63 |"]
+    lines = [line.split(",") for line in table.splitlines() if label in line]
+    assert [line[2:4] for line in lines] == [
+        ["base_acc", "82.3"], ["novel_1shot", "51.75"], ["novel_1shot_ci95", "0.8"],
+        ["novel_5shot", "74.27"], ["novel_5shot_ci95", "0.63"],
+    ]  # fmt: skip
+    assert {line[FIELDS.index("ours")] + line[FIELDS.index("keys")] for line in lines} == {""}
 
 
 @pytest.mark.parametrize(("table", "index"), [("3", 1), ("10", 1), ("floor", 1), ("3", 4)])
