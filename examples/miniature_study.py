@@ -2,10 +2,12 @@ r"""The paper's comparison on real photos, at scale ``small``: hours on two core
 
     python examples/miniature_study.py DATA --out miniature [--seeds 3]
 
-DATA holds imagenette_224 (ten classes of ImageNet, class folders), voc2012_100 (a VOCdevkit) and camvid
-(SegNet's layout). Pretrains by cross-entropy, MoCo v1/v2 and Exemplar v1/v2, climbs Table 1's
-augmentation ladder and Table 10's grid, and transfers to a linear readout, VOC detection and CamVid's
-streets, which are first written in Cityscapes' layout beside the study. Killed and called again, it goes on.
+DATA holds imagenette_224 (ten classes of ImageNet, class folders), voc2012_100 (a VOCdevkit), coco128 (COCO's
+layout), camvid (SegNet's layout) and celeba_layout_faces (CelebA's layout, with MAFL's lists). Pretrains
+by cross-entropy, MoCo v1/v2 and Exemplar v1/v2, climbs Table 1's augmentation ladder and Table 10's grid,
+and transfers to a linear readout, VOC detection, COCO's boxes and masks, and CamVid's streets, which are
+first written in Cityscapes' layout beside the study; pretrains on faces, and transfers to their landmarks
+(Table 5). Killed and called again, it goes on.
 
 Ends with the report, and the claims of the paper with the measured effects.
 """
@@ -56,7 +58,7 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("miniature"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tables", nargs="+", default=["3", "supervised", "floor", "1", "10"])
+    parser.add_argument("--tables", nargs="+", default=["3", "supervised", "floor", "1", "10", "5"])
     given, further = parser.parse_known_args()
     streets = camvid_as_cityscapes(
         given.data / "camvid/CamVid", given.out.with_name(f"{given.out.name}-camvid")
@@ -65,7 +67,8 @@ def main() -> int:
         ["study", "run", "--scale", "small", "--out", str(given.out), "--seeds", str(given.seeds),
          "--data", str(given.data / "imagenette_224"),
          "--voc", str(given.data / "voc2012_100"), "--voc-splits", "2012/train", "2012/val",
-         "--cityscapes", str(streets), "--table", *given.tables, *further]
+         "--coco", str(given.data / "coco128"), "--cityscapes", str(streets),
+         "--celeba", str(given.data / "celeba_layout_faces"), "--table", *given.tables, *further]
     )  # fmt: skip
     return code or goodtransfer(["study", "claims", "--out", str(given.out)]) or 0
 

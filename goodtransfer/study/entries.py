@@ -131,11 +131,12 @@ def printed(study: Study, table: Table, results: Results) -> Printed:
         Line(label, {c: entries[c] for c in columns}, deviations, frozenset(best[label]))
         for (label, entries), deviations in zip(found.items(), own, strict=True)
     ]
-    if table.name == CARD:
-        lines += [
-            Line(label, {c: Entry(c, numbers.get(c)) for c in columns}, {}, beside=True)
-            for label, numbers in beside(columns).items()
-        ]
+    theirs = beside(columns) if table.name == CARD else table.quoted
+    lines += [
+        Line(label, {c: Entry(c, numbers.get(c)) for c in columns}, {}, beside=True)
+        for label, numbers in theirs.items()
+        if numbers.keys() & set(columns)
+    ]
     notes, marks = footnotes.notes(table.name, list(found), columns)
     return Printed(table, columns, lines, shared, notes, marks)
 

@@ -3,13 +3,14 @@
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from goodtransfer.analysis.error_figures import draw_shares, draw_trend
@@ -20,6 +21,7 @@ from goodtransfer.study.images import picture
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.protocol import EXEMPLAR_V2, GIVEN, MOCO_V2, SUPERVISED
 from goodtransfer.study.results import Results, finished
+from goodtransfer.study.tables import paper
 
 # Finished ones, by kind.
 Cells = Mapping[str, list[Cell]]
@@ -40,21 +42,30 @@ class Figure(NamedTuple):
 
 
 def figures(study: Study, results: Results) -> list[Figure]:
-    """All that there are runs for."""
-    parts = (_figures17, _figure2, _figure6, _figure3, _figure4)
+    """All that there are runs for, in the paper's order."""
+    parts = (_figures17, _figure2, _figure3, _figure4, _figure6)
     cells = finished(study, results)
-    return [figure for part in parts for figure in part(study, results, cells)]
+    return sorted(figure for part in parts for figure in part(study, results, cells))
 
 
 def _figures17(study: Study, results: Results, made: Cells) -> Iterator[Figure]:
-    """Where detections fail: cross-entropy, MoCo and Exemplar side by side, or what a user holds."""
+    """Where detections fail: cross-entropy, MoCo and Exemplar side by side, or what a user holds.
+
+    The mean of the classes, and of the paper's three those that there are objects of.
+    """
     compared = [study.scale.apply(row) for row in (SUPERVISED, MOCO_V2, EXEMPLAR_V2)]
     cells = [c for c in made.get("voc07", []) if c.row in compared or c.row.method == GIVEN]
     if not cells:
         return
-    found = {c.row.name: load_file(results.folder(c.key) / "errors.safetensors") for c in cells}
-    models = {name: Measures(**tensors) for name, tensors in found.items()}
-    panels = {"mean of the classes": range(len(next(iter(models.values())).ap))}
+    files = {cell.row.name: results.folder(cell.key) / "errors.safetensors" for cell in cells}
+    models = {name: Measures(**load_file(file)) for name, file in files.items()}
+    some, first = next(iter(models.values())), next(iter(files.values()))
+    with safe_open(first, "numpy") as opened:
+        names = json.loads(opened.metadata()["class_names"])
+    panels: dict[str, Sequence[int]] = {"mean of the classes": range(len(names))}
+    for name in paper()["prose_numbers"]["figure1_categories"]:
+        if name in names and np.isfinite(some.ap[names.index(name)]).all():
+            panels[name] = [names.index(name)]
     for draw, caption in (
         (draw_trend, "Figure 1: types of false positives, best ones first"),
         (draw_shares, "Figure 7: what the first detections are, as many as there are objects"),

@@ -75,9 +75,12 @@ def sections(study: Study, results: Results) -> list[Section]:
         ("What the methods saw: an image's views one below the other", "views.png", "views"),
         ("What they were pretrained on (Figure 5)", "samples.png", "data"),
     ):
-        files_by = {getattr(c.row, attribute): results.folder(c.key) / name for c in pretrained}
-        kept = [(title, file) for title, file in files_by.items() if file.is_file()]
-        found.append(_section(heading, kept, len(kept)))
+        files_by = {
+            getattr(c.row, attribute): file
+            for c in pretrained
+            if (file := results.folder(c.key) / name).is_file()  # not of what nobody trained
+        }
+        found.append(_section(heading, [*files_by.items()], len(files_by)))
     return [section for section in found if section.pictures]
 
 

@@ -234,7 +234,12 @@ SCALES = {
             },
             on_method={**_FEW_STEPS, "SimCLR": {"warmup_epochs": 5}},
             queue_sizes={2**14: 128, K64: 128, K1M: 256},
-            on_data={"imagenet10": {"epochs": 300}, "imagenet100": {"epochs": 300}},
+            # Of faces there are as many as of photos, not a seventh.
+            on_data={
+                "imagenet10": {"epochs": 300},
+                "imagenet100": {"epochs": 300},
+                "celeba": {"epochs": 30},
+            },
             by_task={
                 "COCODetection": replace(_SMALL_C4, iterations=192, milestones=(170, 184)),
                 "Segmentation": replace(_SMALL_CITY, iterations=450),

@@ -1,17 +1,27 @@
-"""The report in a real browser: nothing is asked for, nothing fails, tables sort, figures draw, and fit."""
+"""The report in a real browser: nothing is asked for, nothing fails, tables sort, figures draw, and fit.
+
+Twice: with what cells really left, and with every table and figure, from numbers that are made up.
+"""
 
 import re
 import shutil
 import statistics
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from goodtransfer.study.entries import printed
+from goodtransfer.study.plain import FIELDS
+from goodtransfer.study.plan import Study
 from goodtransfer.study.report import write_report
 from goodtransfer.study.results import Results
-from goodtransfer.study.tables import TABLES
+from goodtransfer.study.tables import PUBLISHED, TABLES
+from goodtransfer.study.transfers import LOWER_IS_BETTER
+
+sys.path.insert(0, str(Path(__file__).parent))
+from made_up import make_up
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -31,6 +41,22 @@ DRAWN = """figure => {
     canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some(v => v)).length;
 }"""
 
+# Of an SVG or an image as it is drawn: its own size, and how many shades are on it.
+PICTURED = """async drawn => {
+  let image = drawn;
+  if (drawn.tagName === "svg") {
+    image = new Image();
+    const text = new XMLSerializer().serializeToString(drawn);
+    image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text);
+  }
+  await image.decode();
+  const [width, height] = [image.naturalWidth, image.naturalHeight];
+  const context = Object.assign(document.createElement("canvas"), {width, height}).getContext("2d");
+  context.drawImage(image, 0, 0);
+  const values = context.getImageData(0, 0, width, height).data;
+  return [width, height, new Set(values.filter((_, n) => n % 4 === 0)).size];
+}"""
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -46,7 +72,8 @@ def browser():
 class Page:
     """A page of the report, and all that was said and asked for while it was looked at."""
 
-    def __init__(self, browser, path, width):
+    def __init__(self, browser, study, width):
+        self.study, path = study, study.out / "report.html"
         self.page = browser.new_page(viewport={"width": width, "height": 900})
         self.said, self.requests = [], []
         self.page.on("console", lambda m: self.said.append((m.type, m.text)))
@@ -62,14 +89,19 @@ class Page:
     def overflow(self):
         return self.page.evaluate("() => document.scrollingElement.scrollWidth - window.innerWidth")
 
+    def values(self, table, whose="ours"):
+        """The values of every column but the labels', top to bottom, None where there is none."""
+        columns = self.page.eval_on_selector(
+            f'table[data-table="{table}"]',
+            """(table, whose) => [...table.tHead.rows[0].cells].map((_, n) => [...table.tBodies].map(
+              body => body.querySelector(`tr.${whose}`)?.cells[n].dataset.value ?? null))""",
+            whose,
+        )[1:]
+        return [[None if text is None else float(text) for text in texts] for texts in columns]
+
     def column(self, table, index, whose="ours"):
-        """The values of a column, top to bottom, None where there is none."""
-        texts = self.page.eval_on_selector_all(
-            f'table[data-table="{table}"] tbody',
-            f"bodies => bodies.map(body => body.querySelector('tr.{whose}')"
-            f"?.cells[{index}].dataset.value ?? null)",
-        )
-        return [None if text is None else float(text) for text in texts]
+        """Those of one column."""
+        return self.values(table, whose)[index - 1]
 
     def rows(self, table):
         return self.page.eval_on_selector_all(
@@ -79,32 +111,56 @@ class Page:
     def click(self, table, index):
         self.page.click(f'table[data-table="{table}"] thead th:nth-child({index + 1}) button')
 
+    def orders(self, table):
+        """By column, the rows after one, two and three clicks on its heading."""
+        return self.page.eval_on_selector(
+            f'table[data-table="{table}"]',
+            """table => [...table.tHead.rows[0].cells].map(heading => [1, 2, 3].map(_ => {
+              heading.querySelector("button").click();
+              return [...table.tBodies].map(body => body.dataset.row) }))""",
+        )[1:]
+
     def sorted_by(self, table, index):
         return self.page.get_attribute(
             f'table[data-table="{table}"] thead th:nth-child({index + 1})', "aria-sort"
         )
 
 
-@pytest.fixture(scope="module", params=[400, 1400], ids=["400px", "1400px"])
-def page(request, reported, browser):
-    page = Page(browser, reported.out / "report.html", request.param)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A study of every table, two seeds of each row, whose results are made up."""
+    out = tmp_path_factory.mktemp("whole") / "s"
+    study = Study.open(out, scale="tiny", tables=["all"], seeds=2)
+    study.save()
+    make_up(study)
+    write_report(study)
+    return study
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("reported", 400), ("reported", 1400), ("whole", 400), ("whole", 1400)],
+    ids=lambda param: f"{param[0]}-{param[1]}px",
+)
+def page(request, browser):
+    study, width = request.param
+    page = Page(browser, request.getfixturevalue(study), width)
     yield page
     page.page.close()
 
 
 @pytest.fixture(scope="module")
 def wide(reported, browser):
-    page = Page(browser, reported.out / "report.html", 1400)
+    page = Page(browser, reported, 1400)
     yield page
     page.page.close()
 
 
-def test_nothing_is_asked_for_and_nothing_fails(page, reported):
+def test_nothing_is_asked_for_and_nothing_fails(page):
     page.page.evaluate("() => window.scrollTo(0, document.body.scrollHeight)")
-    for summary in page.page.query_selector_all("summary"):
-        summary.evaluate("element => { element.parentElement.open = true }")
+    page.page.eval_on_selector_all("details", "all => all.forEach(e => { e.open = true })")
     page.page.wait_for_timeout(200)
-    url = (reported.out / "report.html").resolve().as_uri()
+    url = (page.study.out / "report.html").resolve().as_uri()
     assert [r for r in page.requests if not r.startswith("data:")] == [url]
     assert [text for kind, text in page.said if kind in ("error", "warning")] == []
     broken = page.page.eval_on_selector_all(
@@ -115,11 +171,13 @@ def test_nothing_is_asked_for_and_nothing_fails(page, reported):
     assert page.overflow() <= 0
 
 
-def test_every_interactive_figure_draws(page, reported):
+def test_every_interactive_figure_draws(page):
     figures = page.page.query_selector_all("figure.plot")
     captions = [figure.get_attribute("aria-label") for figure in figures]
-    # Three logged quantities and precision; cross-entropy has no pretext; of Table 10 two heat maps.
-    assert len(captions) == 4 + 3 + 1 + (2 + 3)
+    # Three logged quantities, and precision where VOC is detected on; cross-entropy has no pretext,
+    # what is not pretrained logs nothing; of Table 10 two heat maps.
+    drawn = dict.fromkeys(("1", "2", "3", "6"), 4) | {"supervised": 3, "floor": 1, "10": 2 + 3}
+    assert len(captions) == sum(drawn.get(table, 3) for table in page.study.tables)
     assert [c for c in captions if c.startswith("acc over queue size")] == [
         "acc over queue size and temperature: the paper's",
         "acc over queue size and temperature: ours",
@@ -131,11 +189,29 @@ def test_every_interactive_figure_draws(page, reported):
         assert box["height"] > 200
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= page.page.viewport_size["width"]
-    pictures = page.page.eval_on_selector_all(
-        "#figures ~ .grid svg", "all => all.map(s => s.getBoundingClientRect().width)"
+
+
+def test_every_figure_of_the_paper_draws(page):
+    figures = page.page.query_selector_all(".drawn figure")
+    captions = [figure.inner_text().partition(":")[0] for figure in figures]
+    everything = page.study.tables == tuple(PUBLISHED)
+    assert captions == [f"Figure {n}" for n in ([1, 2, 3, 4, 6, 7] if everything else [1, 7])]
+    page.page.eval_on_selector_all(
+        ".pictures details", "all => all.forEach(e => { e.open = true })"
     )
-    assert len(pictures) == 2  # Figures 1 and 7
-    assert all(100 < width <= page.page.viewport_size["width"] for width in pictures)
+    figures += page.page.query_selector_all(".pictures details:has-text('(Figure 5)') figure")
+    assert len(figures) == len(captions) + (9 if everything else 1)  # data sets pretrained on
+    for number, figure in enumerate(figures):
+        drawn, window = figure.query_selector("svg, img"), figure.bounding_box()
+        assert window["x"] >= 0
+        assert window["x"] + window["width"] <= page.page.viewport_size["width"]
+        width, height, colours = drawn.evaluate(PICTURED)
+        shown = drawn.bounding_box()["width"]
+        assert shown > 100
+        # A wide figure of letters is scrolled over, not shrunk until nobody can read it.
+        assert number >= len(captions) or shown == pytest.approx(width, abs=1)
+        assert min(width, height) > 30
+        assert colours > 10, figure.inner_text()  # none of them is blank
 
 
 def test_nothing_is_cut_off(page):
@@ -155,29 +231,60 @@ def test_nothing_is_cut_off(page):
     )
     width = page.page.viewport_size["width"]
     assert all(right <= width and style == "auto" for right, style in boxes)
-    # The last column can be scrolled to.
-    reached = page.page.eval_on_selector(
-        'table[data-table="3"]',
-        """table => { const box = table.parentElement; box.scrollLeft = 1e6;
-          const cell = table.tHead.rows[0].lastElementChild.getBoundingClientRect();
-          const right = box.getBoundingClientRect().right; box.scrollLeft = 0;
-          return cell.right - right }""",
+    # The last column of every table, and the right edge of every figure, can be scrolled to.
+    reached = page.page.eval_on_selector_all(
+        ".scroll",
+        """all => all.map(box => { box.scrollLeft = 1e6;
+          const last = box.querySelector("table thead th:last-child, svg, img");
+          const beyond = last.getBoundingClientRect().right - box.getBoundingClientRect().right;
+          box.scrollLeft = 0;
+          return beyond })""",
     )
-    assert reached <= 1
+    assert max(reached) <= 1
 
 
-def test_tables_show_the_numbers_of_the_results(wide, reported):
-    for name in reported.tables:
-        shown = printed(reported, TABLES[name], Results(reported))
-        assert wide.rows(name) == [line.label for line in shown.lines]
-        for index, column in enumerate(shown.columns, 1):
-            entries = [line.entries[column] for line in shown.lines]
-            for whose, values in (
-                ("ours", [e.mean for e in entries]),
-                ("paper", [e.paper for e in entries]),
-                ("delta", [e.delta for e in entries]),
-            ):
-                assert wide.column(name, index, whose) == values, (name, column, whose)
+def test_tables_show_the_numbers_of_the_results(page):
+    for name in page.study.tables:
+        shown = printed(page.study, TABLES[name], Results(page.study))
+        assert page.rows(name) == [line.label for line in shown.lines]
+        for whose, attribute in (("ours", "mean"), ("paper", "paper"), ("delta", "delta")):
+            expected = [
+                [getattr(line.entries[column], attribute) for line in shown.lines]
+                for column in shown.columns
+            ]
+            assert page.values(name, whose) == expected, (name, whose)
+
+
+def test_every_column_of_every_table_sorts(page):
+    """What has no number stays below, such as a row that the paper quotes."""
+    for name in page.study.tables:
+        shown = printed(page.study, TABLES[name], Results(page.study))
+        rows = [line.label for line in shown.lines]
+        for column, (first, second, third) in zip(shown.columns, page.orders(name), strict=True):
+            mean = {line.label: line.entries[column].mean for line in shown.lines}
+            known = sorted(value for value in mean.values() if value is not None)
+            gaps = [None] * (len(rows) - len(known))
+            rising, falling = (first, second) if column in LOWER_IS_BETTER else (second, first)
+            assert [mean[row] for row in rising] == known + gaps, (name, column)
+            assert [mean[row] for row in falling] == known[::-1] + gaps, (name, column)
+            assert third == rows
+
+
+def test_a_row_that_the_paper_quotes_is_its_number_alone(whole):
+    """In the page as in ``report.md`` and ``report.csv``."""
+    html, md, table = (
+        (whole.out / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md", "csv")
+    )
+    label = "Baseline (Chen et al. 2019)"
+    assert f">the paper's {label}</td>" in html
+    told = [line for line in md.splitlines() if label in line]
+    assert told == [f"| {label} | paper | 82.3 | – | 51.75 | 0.80 | 74.27 | 0.63 |"]
+    lines = [line.split(",") for line in table.splitlines() if label in line]
+    assert [line[2:4] for line in lines] == [
+        ["base_acc", "82.3"], ["novel_1shot", "51.75"], ["novel_1shot_ci95", "0.8"],
+        ["novel_5shot", "74.27"], ["novel_5shot_ci95", "0.63"],
+    ]  # fmt: skip
+    assert {line[FIELDS.index("ours")] + line[FIELDS.index("keys")] for line in lines} == {""}
 
 
 @pytest.mark.parametrize(("table", "index"), [("3", 1), ("10", 1), ("floor", 1), ("3", 4)])

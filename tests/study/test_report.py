@@ -293,6 +293,16 @@ def test_pictures_are_bounded_in_size_and_number(reported, tmp_path):
     assert "5 more are left out here" in html
 
 
+def test_views_and_images_are_of_those_that_were_trained(reported):
+    """The untrained encoder would have the views and the images of cross-entropy."""
+    found = {
+        s.heading: [p.title for p in s.pictures] for s in sections(reported, Results(reported))
+    }
+    saw, trained_on = list(found.values())[-2:]
+    assert set(saw) == {"moco_v1", "moco_v2", "supervised"}
+    assert trained_on == ["imagenet"]
+
+
 def test_large_figures_are_pictures(monkeypatch, reported):
     from goodtransfer.study import figures
 
