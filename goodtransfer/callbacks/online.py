@@ -15,12 +15,12 @@ class Labelled(NamedTuple):
     Attributes:
         features: (N, D) in fp32, without gradient.
         label: (N,).
-        index: the images' numbers, (N,), where the step returned them.
+        images: their numbers, (N,), where the step returned them as ``"index"``.
     """
 
     features: Tensor
     label: Tensor
-    index: Tensor | None
+    images: Tensor | None
 
 
 def labelled(outputs: Any, step: str) -> Labelled:

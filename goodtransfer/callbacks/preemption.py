@@ -42,9 +42,10 @@ class SaveOnSigterm(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # After all that learns or logs in a step, such as `OnlineProbe`: it belongs to what is saved.
-        others = [callback for callback in trainer.callbacks if callback is not self]
+        of: Any = trainer
+        others = [callback for callback in of.callbacks if callback is not self]
         saving = [callback for callback in others if isinstance(callback, Checkpoint)]
-        trainer.callbacks = [c for c in others if c not in saving] + [self, *saving]
+        of.callbacks = [c for c in others if c not in saving] + [self, *saving]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._told, self._step = False, trainer.global_step

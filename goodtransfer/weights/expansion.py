@@ -75,13 +75,14 @@ def _follow(file: IO[bytes], made: list[_Value], seen: int) -> int:
     stack: list[_Value] = []
     marks: list[int] = []
     numbered: dict[int, _Value] = {}
-    for op, argument, _ in pickletools.genops(file):
+    number: Any
+    for op, number, _ in pickletools.genops(file):
         if op.name == "MARK":
             marks.append(len(stack))
         elif op.name in _NAMED:
-            stack.append(numbered[int(argument)])
+            stack.append(numbered[int(number)])
         elif op.name in _NUMBERED:
-            numbered[int(argument)] = stack[-1]
+            numbered[int(number)] = stack[-1]
         elif op.name == "MEMOIZE":
             numbered[len(numbered)] = stack[-1]
         elif op.name == "POP" and marks and marks[-1] == len(stack):
