@@ -21,8 +21,8 @@ STEPS = range(10, 210, 10)
 IMAGES = ("one/a", "one/b", "two/c")
 
 
-def make_up(study, classes=VOC_CLASSES):
-    """Finish every cell of a study; ``classes`` are those that its VOC has."""
+def make_up(study, classes=VOC_CLASSES, without=()):
+    """Finish every cell of a study; its VOC has these classes, and of some of them no objects."""
     results = Results(study)
     for number, cell in enumerate(study.cells()):
         rng = np.random.default_rng(number)
@@ -36,7 +36,7 @@ def make_up(study, classes=VOC_CLASSES):
             if cell.row.method != "SupervisedCE":  # which alone has a classifier of its own
                 metrics = {k: v for k, v in metrics.items() if not k.endswith("acc_head")}
             picture(finished / "told.png", rng, 96, 512)
-            LEFT.get(cell.kind, nothing)(study, cell, finished, rng, classes)
+            LEFT.get(cell.kind, nothing)(study, cell, finished, rng, classes, without)
         run = {
             "kind": cell.kind,
             "row": {**asdict(cell.row), "arguments": dict(cell.row.arguments)},
@@ -65,7 +65,7 @@ def pretrained(cell, finished, rng):
         picture(finished / "views.png", rng, 36, 146)
 
 
-def detected(study, cell, finished, rng, classes):
+def detected(study, cell, finished, rng, classes, without):
     """As ``detections.write_detections`` and ``write_errors``."""
     curve = {"recall": RECALL.tolist(), "precision": sorted(rng.random(len(RECALL)))[::-1]}
     (finished / "precision.json").write_text(json.dumps(curve))
@@ -76,18 +76,20 @@ def detected(study, cell, finished, rng, classes):
         "ap": rng.uniform(0, 60, (every, 1)),
         "regained": rng.uniform(0, 20, (every, len(TYPES))),
     }
+    for values in measures.values():
+        values[[classes.index(name) for name in without]] = np.nan
     names = {"class_names": json.dumps(list(classes))}
     save_file(measures, finished / "errors.safetensors", names)
 
 
-def in_the_course(study, cell, finished, rng, classes):
+def in_the_course(study, cell, finished, rng, classes, without):
     """AP at each scored iteration, and once more of the test."""
     scored = study.scale.protocol(cell.kind).eval_iters
     rows = [{"step": step, "voc07_course_AP": rng.uniform(1, 60)} for step in (*scored, scored[-1])]
     write_rows(finished / "curves.jsonl", rows)
 
 
-def marked(study, cell, finished, rng, classes):
+def marked(study, cell, finished, rng, classes, without):
     """As ``faces.KeepFaces``."""
     true = rng.uniform(4, 28, (8, 5, 2)).astype(np.float32)
     faces = rng.integers(0, 256, (8, 3, 32, 32), np.uint8)
@@ -95,7 +97,7 @@ def marked(study, cell, finished, rng, classes):
     save_file({"faces": faces, "true": true, "found": found}, finished / "faces.safetensors")
 
 
-def rebuilt(study, cell, finished, rng, classes):
+def rebuilt(study, cell, finished, rng, classes, without):
     """As ``analysis.Gallery``."""
     gallery = finished / "gallery"
     for name in IMAGES:
@@ -105,7 +107,7 @@ def rebuilt(study, cell, finished, rng, classes):
     (gallery / "results.json").write_text(json.dumps({"inversions": entries}))
 
 
-def nothing(study, cell, finished, rng, classes):
+def nothing(study, cell, finished, rng, classes, without):
     """Beside its numbers and its picture."""
 
 
