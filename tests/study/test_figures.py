@@ -43,4 +43,7 @@ def test_figure_1_has_the_papers_classes_where_there_are_such(tmp_path):
     for values in measures.values():
         values[VOC_CLASSES.index("cat")] = np.nan
     save_file(measures, file, {"class_names": json.dumps(VOC_CLASSES)})
+    told = json.loads(file.with_name("run.json").read_text())
+    del told["digests"]  # as if the cell itself had left it
+    file.with_name("run.json").write_text(json.dumps(told))
     assert panels(study) == [[MEAN, "sheep", "tvmonitor"]] * 2
