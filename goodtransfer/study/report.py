@@ -78,9 +78,8 @@ def write_report(study: Study) -> Path:
     path = study.out / "report.html"
     write_plain(study, tables, claims)
     whole.write(path, html)
-    os.utime(
-        path, ns=(begun, begun)
-    )  # older than what others finished meanwhile, which is not in it
+    # What others finished meanwhile is not in it, and is newer.
+    os.utime(path, ns=(begun, begun))
     return path
 
 

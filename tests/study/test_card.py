@@ -197,11 +197,12 @@ def test_a_module_is_measured_too(tmp_path):
     assert card.scores["it"]["novel_5shot"] > 20
 
 
+@pytest.mark.slow
 def test_a_file_under_the_name_that_timm_has_for_it(shared, tmp_path):
     """Real ImageNet weights: drawn classes that they never saw are told apart, above chance."""
     file = shared / "weights" / "tf_efficientnet_lite0_timm.safetensors"
     encoder = f"timm:tf_efficientnet_lite0@{file}"
-    card = report_card({"lite": encoder}, tmp_path / "c", tasks=("few_shot",), scale="tiny")
+    card = report_card({"lite": encoder}, tmp_path / "c", tasks=("few_shot",), quick=True)
     assert 40 < card.scores["lite"]["novel_5shot"] <= 100
     assert "<b>lite</b>: timm:tf_efficientnet_lite0" in card.path.read_text("utf-8")
 
