@@ -186,6 +186,7 @@ def test_the_command_of_the_agent_means_what_the_file_says(name, end, capsys, tm
     assert [c["class_path"] for c in trainer["callbacks"]] == ["goodtransfer.OnlineProbe"]
 
 
+@pytest.mark.slow
 def test_the_agent_runs_a_cell_of_table_10_on_two_ranks(offline):
     (offline / "arrived.py").write_text(ARRIVED)
     sweep = _sweep("table10.yaml")

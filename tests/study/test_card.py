@@ -197,7 +197,6 @@ def test_a_module_is_measured_too(tmp_path):
     assert card.scores["it"]["novel_5shot"] > 20
 
 
-@pytest.mark.slow
 def test_a_file_under_the_name_that_timm_has_for_it(shared, tmp_path):
     """Real ImageNet weights: drawn classes that they never saw are told apart, above chance."""
     file = shared / "weights" / "tf_efficientnet_lite0_timm.safetensors"

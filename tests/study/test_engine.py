@@ -94,6 +94,7 @@ def test_a_second_run_finds_nothing_to_do_and_tells_of_other_cells(folder):
     assert everything(study.out) == before
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_tried_again_and_told_with_its_log_and_the_others_are_made(folder):
     study, results = folder
     pixels, untrained = cells(study, "linear")

@@ -139,7 +139,12 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(
     scope="module",
-    params=[("reported", 400), ("reported", 1400), ("whole", 400), ("whole", 1400)],
+    params=[
+        ("whole", 400),
+        ("whole", 1400),
+        pytest.param(("reported", 400), marks=pytest.mark.slow),
+        pytest.param(("reported", 1400), marks=pytest.mark.slow),
+    ],
     ids=lambda param: f"{param[0]}-{param[1]}px",
 )
 def page(request, browser):
@@ -287,6 +292,7 @@ def test_a_row_that_the_paper_quotes_is_its_number_alone(whole):
     assert {line[FIELDS.index("ours")] + line[FIELDS.index("keys")] for line in lines} == {""}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "index"), [("3", 1), ("10", 1), ("floor", 1), ("3", 4)])
 def test_a_click_on_a_heading_sorts(wide, table, index):
     rows, values = wide.rows(table), wide.column(table, index)
@@ -303,6 +309,7 @@ def test_a_click_on_a_heading_sorts(wide, table, index):
     assert wide.rows(table) == rows
 
 
+@pytest.mark.slow
 def test_sorting_by_the_paper_by_labels_and_with_gaps(wide):
     rows = wide.rows("10")
     wide.click("10", 0)
@@ -330,6 +337,7 @@ def test_sorting_by_the_paper_by_labels_and_with_gaps(wide):
     assert wide.rows("floor") == ["Pixels", "Untrained"]
 
 
+@pytest.mark.slow
 def test_heat_maps_show_the_numbers_of_the_results(wide, reported):
     results = Results(reported)
     maps = wide.page.evaluate(
@@ -356,6 +364,7 @@ def test_heat_maps_show_the_numbers_of_the_results(wide, reported):
         assert not told
 
 
+@pytest.mark.slow
 def test_a_click_in_the_legend_hides_a_line(wide):
     hidden = (
         """() => Bokeh.documents[0].roots()[0].renderers.filter(r => !r.visible).map(r => r.name)"""
@@ -376,6 +385,7 @@ def test_a_click_in_the_legend_hides_a_line(wide):
     assert wide.page.evaluate(hidden) == []
 
 
+@pytest.mark.slow
 def test_footnotes_lead_to_their_text(wide):
     links = wide.page.eval_on_selector_all(
         "sup a", "all => all.map(a => [a.textContent, a.getAttribute('href')])"
@@ -386,6 +396,7 @@ def test_footnotes_lead_to_their_text(wide):
         assert text.startswith(mark)
 
 
+@pytest.mark.slow
 def test_the_page_names_no_address_but_of_its_parts(reported):
     """Outside BokehJS, which asks for nothing either, as the requests show."""
     html = (reported.out / "report.html").read_text(encoding="utf-8")
@@ -395,6 +406,7 @@ def test_the_page_names_no_address_but_of_its_parts(reported):
     assert not re.findall(r"https?://(?!www\.w3\.org/)", own)
 
 
+@pytest.mark.slow
 def test_the_report_is_written_anew_the_same(reported, tmp_path):
     """But for Bokeh's running numbers."""
     (tmp_path / "results").symlink_to(reported.out / "results")

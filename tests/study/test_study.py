@@ -165,6 +165,7 @@ def test_rows_without_images_are_left_out_and_named(tmp_path):
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_figures_2_and_6_rebuild_the_same_images_from_every_pretraining(
     tmp_path, shared, monkeypatch
 ):
@@ -210,6 +211,7 @@ def test_figures_1_and_7_are_those_of_the_stored_detections(finished):
     assert "Figure 7: what the first detections are" in html
 
 
+@pytest.mark.slow
 def test_figure_3_has_the_same_faces_for_every_pretraining(tmp_path):
     out = tmp_path / "s"
     assert main(["run", "--scale", "tiny", "--table", "5", "--out", str(out)]) == 0
