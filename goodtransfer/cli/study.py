@@ -1,4 +1,4 @@
-"""``goodtransfer study``: the paper's tables as files. Planning needs no torch."""
+"""``goodtransfer study``: the paper's tables as files. Planning needs no torch, unless it has folders to list."""
 
 import argparse
 import os
