@@ -1,4 +1,4 @@
-"""``goodtransfer study``: the paper's tables as files. Planning needs no torch, unless it has folders to list."""
+"""``goodtransfer study``: the paper's tables as files. Planning needs no torch, but to list folders."""
 
 import argparse
 import os
