@@ -19,7 +19,7 @@ class Accuracy(ImageMetric):
     >>> accuracy = Accuracy()
     >>> accuracy.update(torch.tensor([3, 1, 1]), torch.tensor([3, 0, 0]), index=torch.tensor([7, 8, 8]))
     >>> accuracy.compute()  # image 8 came twice
-    tensor([50.])
+    tensor(50.)
     """
 
     images: list[Tensor]  # (n,) int64, -1 where unknown
@@ -40,7 +40,7 @@ class Accuracy(ImageMetric):
         self.right.append(right[known].to(torch.uint8))
 
     def compute(self) -> Tensor:
-        """Percent correct of each classifier, (classifiers,); NaN where no image had a label."""
+        """Percent correct of each classifier, (classifiers,), of one (); NaN where no image had a label."""
         right, numbers = self.joined("right"), self.joined("images").cpu().numpy()
         unknown = -1 - np.arange(len(numbers))  # no two of them alike
         kept = torch.from_numpy(copies(np.where(numbers < 0, unknown, numbers)).kept)

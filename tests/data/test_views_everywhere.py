@@ -48,7 +48,9 @@ def alone(root, tmp_path_factory):
     return seen
 
 
-@pytest.mark.parametrize(("workers", "stop"), [(1, 0), (4, 0), (0, 2), (4, 3)])
+@pytest.mark.parametrize(
+    ("workers", "stop"), [(1, 0), pytest.param(4, 0, marks=pytest.mark.slow), (0, 2), (4, 3)]
+)
 def test_workers_and_restarts(root, alone, tmp_path, workers, stop):
     assert run(root, tmp_path, workers=workers, stop=stop) == [alone]
 

@@ -68,6 +68,7 @@ def test_memory_is_flat_over_five_thousand_steps(tmp_path):
     assert max(own) - own[0] < 4 * MIB
 
 
+@pytest.mark.slow
 def test_a_million_keys_take_less_than_a_gigabyte_and_a_half(tmp_path):
     """Half a gigabyte are the keys themselves."""
     small, large = told("queue", tmp_path, 1024, 2**20)
@@ -108,7 +109,12 @@ def test_fifty_cells_at_once_on_one_folder_are_made_once_each_and_none_is_lost(t
 
 
 @pytest.mark.parametrize(
-    ("when", "on_error"), [("waiting", "raise"), ("waiting", "skip"), ("training", "raise")]
+    ("when", "on_error"),
+    [
+        pytest.param("waiting", "raise", marks=pytest.mark.slow),
+        ("waiting", "skip"),
+        pytest.param("training", "raise", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_loader_process_names_the_file_it_was_reading(when, on_error, tmp_path):
     with started("pipe", tmp_path, when, on_error) as process:

@@ -57,7 +57,7 @@ def plain(values):
     return json.loads(json.dumps(values))
 
 
-@pytest.mark.parametrize("scale", ["paper", "tiny"])
+@pytest.mark.parametrize("scale", ["paper", pytest.param("tiny", marks=pytest.mark.slow)])
 def test_the_parser_takes_the_command_of_every_row(scale, tmp_path, capsys):
     study, seen = made_up(SCALES[scale], tmp_path), set()
     for _, row in study.rows():
