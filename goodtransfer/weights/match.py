@@ -118,8 +118,11 @@ def match(path: str, name: str | None = None, dialect: str | None = None) -> Mat
         ) from error
     if own is not None:
         encoder.set_normalization(own.normalization)
-    elif isinstance(encoder, ResNet) and trunk and trunk.normalization:
-        encoder.set_normalization(trunk.normalization)
+    elif isinstance(encoder, ResNet):
+        if trunk and trunk.normalization:
+            encoder.set_normalization(trunk.normalization)
+    elif (beside := _normalization(_settings_beside(Path(path)))) is not None:
+        encoder.set_normalization(beside)
     return _fit(path, encoder, content, trunk, words, architecture.stem)
 
 

@@ -60,7 +60,9 @@ def save_encoder(
     ...     load_encoder(path).name, read_provenance(path).origin
     ('resnet10w8', {'seed': 7})
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    if to not in SUFFIXES_OF:
+        raise ValueError(f"Expected `to` to be one of {', '.join(SUFFIXES_OF)}, but got {to!r}.")
     if path.suffix not in SUFFIXES_OF[to] or not path.parent.is_dir():
         raise ValueError(
             f"Expected a file ending in {' or '.join(SUFFIXES_OF[to])} in a folder that exists, but "

@@ -244,7 +244,9 @@ def test_timms_files(tmp_path):
     sentence = refused(tmp_path / "deep.pth")
     assert re.match("Expected a 7x7 stem in .*, but its stem is of several 3x3 conv", sentence)
     assert inspect(tmp_path / "deep.pth").stem == "3x3, deep"
-    assert load_encoder(f"timm:resnet26d@{tmp_path / 'deep.pth'}").name == "timm:resnet26d"
+    encoder = load_encoder(f"timm:resnet26d@{tmp_path / 'deep.pth'}")
+    assert encoder.name == "timm:resnet26d"
+    assert encoder.normalization == Normalization((0.5,) * 3, (0.25,) * 3)
 
 
 def test_lightlys_files(resnet18, tmp_path):

@@ -184,6 +184,25 @@ def test_a_place_that_could_not_be_read_again_isrefused(file, tmp_path):
 # --- names and modules ---
 
 
+def test_a_form_that_nobody_knows_isrefused(tmp_path):
+    with pytest.raises(ValueError, match="`to` to be one of safetensors, .* but got 'pytorch'"):
+        save_encoder(tmp_path / "net.pth", build("resnet10w8"), to="pytorch")
+
+
+@pytest.mark.parametrize(
+    "word", ["~/a@b/net.pth", "resnet10w8@~/a@b/net.pth", Path("~/a@b/net.pth")]
+)
+def test_paths_from_home_and_with_an_at(word, tmp_path, monkeypatch):
+    """What lies beside the file is read there, too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a@b").mkdir()
+    torch.save(build("resnet10w8").state_dict(), tmp_path / "a@b" / "net.pth")
+    told = {"image_mean": list(HALF.mean), "image_std": list(HALF.std)}
+    (tmp_path / "a@b" / "config.json").write_text(json.dumps(told))
+    encoder = load_encoder(word)
+    assert (encoder.name, encoder.normalization) == ("resnet10w8", HALF)
+
+
 def test_names_and_modules(resnet18):
     assert load_encoder("resnet10w32").name == "resnet10w32"
     encoder = load_encoder(resnet18, normalize=HALF)
