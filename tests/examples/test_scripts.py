@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from goodtransfer import load_encoder, read_detections
-from goodtransfer.data import make_imagefolder, make_voc
+from goodtransfer import load_encoder
+from goodtransfer.data import make_imagefolder
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = sorted([*EXAMPLES.glob("*.py"), *EXAMPLES.glob("benchmarks/bench_*.py")])
@@ -33,16 +33,15 @@ def test_a_script_says_how_it_is_called(script):
 
 
 @pytest.mark.slow
-def test_backbones_are_compared_by_what_they_detect(tmp_path):
-    make_voc(tmp_path / "voc", train=16, test=8, size=96)
-    words = [tmp_path / "voc", "--out", tmp_path / "found", "--steps", 2]
-    told = run(EXAMPLES / "detect_voc.py", *words, "--encoders", "resnet10w8", folder=tmp_path)
+def test_backbones_are_compared_by_what_they_detect(shared, tmp_path):
+    words = [shared / "data" / "voc2012_100", "--splits", "2012/train", "2012/val", "--steps", 8]
+    words += ["--out", tmp_path / "found", "--encoders", "resnet10w8"]
+    told = run(EXAMPLES / "detect_voc.py", *words, folder=tmp_path)
     assert "resnet10w8: voc07_AP " in told
     kept = tmp_path / "found" / "resnet10w8"
-    assert {"voc07_AP", "voc07_AP50", "fidelity"} <= json.loads(
-        (kept / "metrics.json").read_text()
-    ).keys()
-    assert read_detections(kept / "detections.safetensors") is not None
+    metrics = json.loads((kept / "metrics.json").read_text())
+    assert metrics.keys() >= {"voc07_AP", "voc07_AP50", "fidelity"}
+    assert (kept / "detections.safetensors").stat().st_size > 0
 
 
 @pytest.mark.slow
