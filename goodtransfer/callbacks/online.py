@@ -1,5 +1,6 @@
 """What the probes beside a method share: features and labels of a step, and their score in validation."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ def labelled(outputs: Any, step: str) -> Labelled:
     )
 
 
-class OnlineAccuracy(pl.Callback):
+class OnlineAccuracy(pl.Callback, ABC):
     """Top-1 of :meth:`predict` on the validation images, each once over all ranks and loaders.
 
     Where a validation step returns the images' numbers as ``"index"``, too: else an image that a
@@ -54,9 +55,9 @@ class OnlineAccuracy(pl.Callback):
     logged: str  # the name of the accuracy
     _accuracy: Accuracy
 
+    @abstractmethod
     def predict(self, features: Tensor) -> Tensor | None:
         """Classes (N,) of features (N, D); None before any training, on all ranks alike."""
-        raise NotImplementedError
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._accuracy = Accuracy().to(pl_module.device)

@@ -13,6 +13,8 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from tqdm import tqdm
 
+from goodtransfer.study import whole
+
 
 class CurveLogger(Logger):
     """A JSON object per logged step. On a resume it is cut back to the checkpoint's step."""
@@ -54,9 +56,7 @@ class CurveLogger(Logger):
         if self.path.is_file():
             rows = self.path.read_text().splitlines(keepends=True)
             kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] < step]
-            aside = self.path.with_suffix(".tmp")
-            aside.write_text("".join(kept))
-            os.replace(aside, self.path)  # a kill leaves all rows, or those kept
+            whole.write(self.path, "".join(kept))  # a kill leaves all rows, or those kept
 
 
 class CellBar(pl.Callback):
