@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from goodtransfer.study.plan import Study
+from goodtransfer.study.remembered import remember, remembered
 from goodtransfer.study.results import Results
 from goodtransfer.study.scales import SCALES
 from goodtransfer.study.sources import ROOTS
@@ -148,7 +149,7 @@ def _cell(arguments: argparse.Namespace) -> int:
     code = forks.fork()
     if code is not None:
         return code
-    study = _study(arguments)
+    study = remembered(_study(arguments))
     found = [cell for cell in study.cells() if cell.key == arguments.key]
     if not found:
         raise ValueError(
@@ -181,6 +182,7 @@ def _commands(arguments: argparse.Namespace) -> int:
     study = _study(arguments)
     cells, results, out = study.cells(), Results(study), shlex.quote(str(study.out))
     with held(study):  # each line finds its cell by what is saved
+        remember(study)
         for cell in cells:
             if not results.done(cell.key):
                 print(f"goodtransfer study cell {cell.key} --out {out}  # {cell.title}")
@@ -190,7 +192,7 @@ def _commands(arguments: argparse.Namespace) -> int:
 def _claims(arguments: argparse.Namespace) -> int:
     from goodtransfer.study.claims import findings
 
-    study = _study(arguments)
+    study = remembered(_study(arguments))
     for found in findings(study):
         paper = "no number" if found.printed is None else f"{found.printed:+.1f}"
         print(f"{found.verdict:>20}  {found.claim.text} ({found.claim.where})")
@@ -202,7 +204,7 @@ def _claims(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from goodtransfer.study.differences import difference
 
-    study = _study(arguments)
+    study = remembered(_study(arguments))
     table = TABLES[arguments.table]
     rows = {row.label: row for row in table.rows}
     unknown = [label for label in (arguments.a, arguments.b) if label not in rows]
@@ -229,7 +231,7 @@ def _cost(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from goodtransfer.study.report import write_report
 
-    print(write_report(_study(arguments)))
+    print(write_report(remembered(_study(arguments))))
     return 0
 
 

@@ -1,5 +1,6 @@
 """A loader whose order is a function of (seed, epoch), and which resumes within an epoch."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -190,4 +191,13 @@ def loader(
         drop_last=sampler.drop_last,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        worker_init_fn=_until_done,
     )
+
+
+def _until_done(worker: int) -> None:
+    """Leave SIGTERM to the process that trains: schedulers that send it to all would end what it reads from.
+
+    A worker ends when that process asks it to, or is gone.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

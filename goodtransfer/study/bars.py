@@ -75,6 +75,7 @@ class Difference(NamedTuple):
             parts.append(f"over seeds {self.seeds.low:+.2f} to {self.seeds.high:+.2f}")
         if self.images is not None:
             parts.append(f"over images {self.images.low:+.2f} to {self.images.high:+.2f}")
+            parts += ["one seed"] if self.seeds is None else []
         return ", ".join([*parts, self.verdict])
 
 

@@ -141,10 +141,10 @@ def _totals(
         held.encoder * (1 + len(set(map(cell.row.kept_epoch, cell.row.keep))))
         for held, cell in zip(found, made, strict=True)
     )
-    every = sum(held.checkpoint for held in found)
+    every = 2 * sum(held.checkpoint for held in found)  # the one before it is kept
     yield (
-        f"  On disk: {in_bytes(left)} of encoders; {in_bytes(every)} of checkpoints if all are "
-        "under way at once."
+        f"  On disk: {in_bytes(left)} of encoders; {in_bytes(every)} of checkpoints, the "
+        "newest and the one before, if all are under way at once."
     )
 
 

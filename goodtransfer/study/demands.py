@@ -1,10 +1,11 @@
 """What a cell asks of a machine: bounds for schedulers, not measurements."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
-from goodtransfer.study.plan import Cell
+from goodtransfer.study.cost import work
+from goodtransfer.study.plan import Cell, Study
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Demand:
     runtime: int
 
 
-# Of the longest cell of a scale, which is a pretraining.
+# Of a scale's pretraining, of the paper's 200 epochs on ImageNet by MoCo.
 _SCALES = {
     "paper": Demand(threads=12, mem_mb=64_000, gpu=1, runtime=7 * 24 * 60),
     "small": Demand(threads=4, mem_mb=8_000, gpu=0, runtime=12 * 60),
@@ -33,18 +34,21 @@ _SCALES = {
 # Parts of that time.
 _KINDS = {"linear": 0.5, "coco": 0.5, "few_shot": 0.1, "landmarks": 0.1}
 _OTHER_KIND = 0.25
+_FLOPS = 8.4e18  # of those 200 epochs, by `work`
 
 
-def demand(scale: str, cell: Cell) -> Demand:
-    """Of a cell on a machine of its own."""
-    full = _SCALES.get(scale, _SCALES["smoke"])
-    part = 1.0 if cell.kind == "pretrain" else _KINDS.get(cell.kind, _OTHER_KIND)
-    return Demand(full.threads, full.mem_mb, full.gpu, ceil(full.runtime * part))
+def demand(study: Study, cell: Cell) -> Demand:
+    """Of a cell on a machine of its own: a longer pretraining has longer, and an untrained one is saved."""
+    full = _SCALES.get(study.scale.name, _SCALES["smoke"])
+    part = _KINDS.get(cell.kind, _OTHER_KIND)
+    if cell.kind == "pretrain":
+        part = max(1.0, work(study, cell).flops / _FLOPS) if cell.row.trains else 0.01
+    return replace(full, runtime=ceil(full.runtime * part))
 
 
-def share(scale: str, cell: Cell, jobs: int, gpus: int) -> Demand:
+def share(study: Study, cell: Cell, jobs: int, gpus: int) -> Demand:
     """Of a cell beside others on this machine: its part of the cores, and a GPU if there is one."""
-    own = demand(scale, cell)
+    own = demand(study, cell)
     memory = min(own.mem_mb, memory_mb())
     return Demand(max(1, cores() // jobs), memory, min(1, gpus), own.runtime)
 

@@ -123,8 +123,8 @@ class Engine:
     def demand(self, study: Study, cell: Cell) -> demands.Demand:
         """What a cell asks for, here or on the cluster."""
         if not self.local:
-            return demands.demand(study.scale.name, cell)
-        return demands.share(study.scale.name, cell, self.jobs or 1, len(leases.devices()))
+            return demands.demand(study, cell)
+        return demands.share(study, cell, self.jobs or 1, len(leases.devices()))
 
     def make(self, study: Study, cells: Sequence[Cell]) -> None:
         """Make cells that are open, each after those that it needs; tell those that fail.

@@ -1,10 +1,10 @@
 """The command ``goodtransfer fit`` that pretrains a row as its cell does, bit for bit on one device."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from goodtransfer.study.demands import cores
 from goodtransfer.study.plan import Study
 from goodtransfer.study.protocol import TASKS, Pretraining
 from goodtransfer.study.sources import IMAGES
@@ -75,5 +75,5 @@ def _options(part: str, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _workers() -> int:
-    """Loader processes, as of a cell; views do not depend on them."""
-    return min(8, (os.cpu_count() or 1) // 2)
+    """Loader processes, on a machine like this one; views do not depend on them."""
+    return min(8, cores() // 2)

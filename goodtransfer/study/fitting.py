@@ -12,9 +12,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from goodtransfer.callbacks import SaveOnSigterm
 from goodtransfer.checkpoints import SafeCheckpointIO, newest_whole
+from goodtransfer.study import demands
 from goodtransfer.study.logger import CellBar, CurveLogger
 
 LAST = "last.ckpt"
+# Steps between two checkpoints within an epoch: minutes on a GPU. An epoch of COCO's detection is hours, and
+# not every scheduler's SIGTERM comes to a cell.
+EVERY = 1_000
 
 
 def cell_trainer(
@@ -25,7 +29,10 @@ def cell_trainer(
     callbacks: list[pl.Callback] | None = None,
     **options: Any,
 ) -> pl.Trainer:
-    """A Trainer that checkpoints every epoch, and at SIGTERM, into ``work`` and says nothing but its bar."""
+    """A Trainer that says nothing but its bar, with its checkpoint in ``work``.
+
+    It is saved after each epoch, every ``EVERY`` steps within one, and at SIGTERM.
+    """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for hint in (
         "does not have many workers",
@@ -35,15 +42,16 @@ def cell_trainer(
         "smaller than the logging interval",
     ):
         warnings.filterwarnings("ignore", message=f".*{hint}.*")
-    last = ModelCheckpoint(
-        work, filename=Path(LAST).stem, save_on_train_epoch_end=True, enable_version_counter=False
-    )
+    last = [
+        ModelCheckpoint(work, filename=Path(LAST).stem, enable_version_counter=False, **when)
+        for when in ({"save_on_train_epoch_end": True}, {"every_n_train_steps": EVERY})
+    ]
     return pl.Trainer(
         max_epochs=epochs,
         devices=1,  # batch sizes are over all; many devices are for `goodtransfer fit`
         logger=CurveLogger(work / "curves.jsonl"),
         # A step is logged and saved when all else has had its part in it.
-        callbacks=[last, *(callbacks or []), CellBar(title), SaveOnSigterm(work / LAST)],
+        callbacks=[*last, *(callbacks or []), CellBar(title), SaveOnSigterm(work / LAST)],
         plugins=[SafeCheckpointIO()],
         default_root_dir=work,
         num_sanity_val_steps=0,
@@ -66,20 +74,16 @@ def checkpoint(work: Path) -> Path | None:
 
 
 def workers() -> int:
-    """Loader processes; on a CPU the training keeps the other cores to itself.
+    """Loader processes: a core of its own for each beside a GPU, half of the cores where there is none.
 
-    GOODTRANSFER_CORES says how many cores a cell has beside others.
-    Threads that outnumber the free cores wait for each other in a spin: on two busy cores that made
-    a step eight times as expensive.
+    GOODTRANSFER_CORES says how many cores a cell has beside others. Threads that outnumber the free cores
+    wait for each other in a spin: on two busy cores that made a step eight times as expensive.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    cores = min(cores, int(os.environ.get("GOODTRANSFER_CORES", cores)))
-    found = min(8, cores // 2)
-    if not torch.cuda.is_available():
-        torch.set_num_threads(max(1, cores - found))
-    return found
+    cores = min(found := demands.cores(), int(os.environ.get("GOODTRANSFER_CORES", found)))
+    if torch.cuda.is_available():
+        return min(16, cores - 1)
+    torch.set_num_threads(max(1, cores - min(8, cores // 2)))
+    return min(8, cores // 2)
 
 
 def plain(metrics: Any) -> dict[str, float]:

@@ -5,6 +5,7 @@ Snakemake counts GPUs but hands out no ids; a scheduler of a cluster hands out i
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ def leased(out: Path, ids: Sequence[str]) -> Iterator[str | None]:
     """Have one of the GPUs alone, as the only one that CUDA will see; nothing where there is none.
 
     Args:
-        out: the study's folder; its cells do not share a GPU.
+        out: the study's folder; its cells do not share a GPU of one machine.
         ids: as ``devices`` gives them.
     """
     if not ids:
@@ -51,7 +52,7 @@ def _lease(out: Path, ids: Sequence[str], stack: ExitStack) -> str:
     while True:
         for place, one in enumerate(ids):
             copy = f".{again}" if (again := ids[:place].count(one)) else ""
-            name = f"gpu{one.replace('/', '_')}{copy}.lock"
+            name = f"{socket.gethostname()}-gpu{one.replace('/', '_')}{copy}.lock"
             try:
                 stack.enter_context(locked(out / "work" / "leases" / name, wait=False))
             except BlockingIOError:

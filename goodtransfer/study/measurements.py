@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from goodtransfer import views
-from goodtransfer.analysis import Gallery
+from goodtransfer.analysis import LPIPS, Gallery
 from goodtransfer.callbacks import KeepEncoders
 from goodtransfer.data import (
     CityscapesDataModule,
@@ -158,6 +158,8 @@ def _few_shot(study: Study, cell: Cell, encoder: Path, work: Path, finished: Pat
 
 def _inversion(study: Study, cell: Cell, encoder: Path, work: Path, finished: Path) -> Measured:
     protocol = study.scale.protocol("inversion")
+    if study.scale.name == "paper":
+        LPIPS()  # refused before days of work, not left out after them
     data = images(study, "imagenet", cell.seed)(size=protocol.size)
     gallery = Gallery(
         work / "gallery",
@@ -167,7 +169,8 @@ def _inversion(study: Study, cell: Cell, encoder: Path, work: Path, finished: Pa
         seed=cell.seed,
     )
     gallery.fill()
-    shutil.copytree(gallery.out, finished / "gallery")
+    previews = shutil.ignore_patterns("*_steps")  # a dozen of each picture
+    shutil.copytree(gallery.out, finished / "gallery", ignore=previews)
     found = list(gallery.found.values())
     per_image.write_rebuilt(finished, found)
     return {name: fmean(scores[name] for scores in found) for name in found[0]}

@@ -100,6 +100,7 @@ def _claims(claims: Sequence[Finding]) -> str:
         )
     note = (
         "An effect is above 0 where the claim holds; intervals are of 95 %. That two numbers are alike holds "
-        "where the whole interval is less than the paper's last digit from 0: noise never confirms it."
+        "where the whole interval is less than the paper's last digit from 0: noise never confirms it. "
+        "Of one seed an interval does not hold what another run would change."
     )
     return "\n".join([*lines, "", note]) + "\n"

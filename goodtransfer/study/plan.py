@@ -15,6 +15,7 @@ from goodtransfer.study.sources import (
     ROOTS,
     SOURCES,
     VOC2007,
+    VOC2012,
     Found,
     find,
     find_classes,
@@ -26,6 +27,8 @@ from goodtransfer.study.transfers import PAPER, TRANSFERS
 
 # Choices that a user makes of data of their own.
 _OWN = ("classes", "tasks", "voc_classes")
+# The name of those classes among what was found.
+CHOSEN = "chosen classes"
 # Raise by hand when a change of the code changes results: it is part of every key.
 PROTOCOL_VERSION = 6
 
@@ -91,6 +94,7 @@ class Study:
         tasks: kinds of transfer among ``TRANSFERS`` that are measured; none for a table's own.
         voc_classes: names in the annotations of the user's VOCdevkit, where they are not VOC's.
         encoders: that the user holds, by label: the rows of table ``card``.
+        found: what a run saw in the user's folders, which are not looked into then.
 
     Raises:
         FileNotFoundError: when opened, for a folder without a study.
@@ -112,6 +116,7 @@ class Study:
     tasks: tuple[str, ...] = ()
     voc_classes: tuple[str, ...] = ()
     encoders: Mapping[str, Given] = field(default_factory=dict)
+    found: Mapping[str, Found] = field(default_factory=dict)
 
     @classmethod
     def open(cls, out: Path, **given: Any) -> Self:
@@ -207,6 +212,14 @@ class Study:
                 option, holds = ROOTS[SOURCES[TRANSFERS[task].data].root]
                 raise ValueError(f"Expected {option} ROOT for task {task}: a folder with {holds}.")
 
+        kinds = {kind for table in self.tables for kind in self.kinds(TABLES[table])}
+        own = [kind for kind in kinds if TRANSFERS[kind].data == "voc0712" and "voc" in self.roots]
+        if own and not all(split.startswith("2007/") for split in self.voc_splits):
+            raise ValueError(
+                f"Expected splits of VOC 2007 for {own[0]}, which adds {VOC2012} to train on, but got "
+                f"{' and '.join(self.voc_splits)}: leave out table 6, or name other --tasks."
+            )
+
     def _lacks(self, table: str) -> str | None:
         """A data set of a table none of whose rows has images."""
         needed = [row.pretraining.data for row in self.all_rows(TABLES[table])]
@@ -240,6 +253,10 @@ class Study:
         root = SOURCES[data].root
         return root not in self.roots and root in self.scale.toy
 
+    def own(self, data: str) -> bool:
+        """Whether a data set is in a folder that the user named."""
+        return SOURCES[data].root in self.roots
+
     def root(self, data: str) -> Path | None:
         """Where the images of a data set are, or will be drawn; None where there are none."""
         root = SOURCES[data].root
@@ -249,6 +266,8 @@ class Study:
 
     def source(self, data: str) -> Found:
         """What tells a data set from others, what to call it, and how much it holds."""
+        if data in self.found:
+            return self.found[data]
         if self.drawn(data):
             return toy_source(data, self.scale.toy[SOURCES[data].root])
         if data == GIVEN:
@@ -265,6 +284,8 @@ class Study:
         classes = tuple(sorted(set(self.classes)))
         if self.drawn(data):
             return toy_classes(self.scale.toy[data], classes)
+        if CHOSEN in self.found:
+            return self.found[CHOSEN]
         return find_classes(self.roots[data], classes)
 
     def rows(self) -> Iterator[tuple[Table, Row]]:

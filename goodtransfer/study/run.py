@@ -12,6 +12,7 @@ from tqdm import tqdm
 from goodtransfer.study.choice import held
 from goodtransfer.study.engine import Engine
 from goodtransfer.study.plan import Cell, Study
+from goodtransfer.study.remembered import remember
 from goodtransfer.study.results import Results
 
 
@@ -28,6 +29,7 @@ def run_study(study: Study, engine: Engine | None = None) -> Path:
     if engine is not None:
         engine.check()
     with held(study):  # only once its data have been found
+        remember(study)
         return _run(study, engine, cells, results)
 
 

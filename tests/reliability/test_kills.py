@@ -48,7 +48,8 @@ def started(folder, options, rank=None, port=0):
     )
     environment = CLEAN | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     with (folder.parent / "said.txt").open("a") as said:
-        return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=said)
+        call = [sys.executable, "-c", code]
+        return subprocess.Popen(call, env=environment, stderr=said, start_new_session=True)
 
 
 def all_ranks(folder, options):
@@ -68,16 +69,19 @@ def steps_logged(folder):
     return [json.loads(row)["step"] for row in (folder / "curves.jsonl").read_text().splitlines()]
 
 
-def test_sigterm_saves_at_the_next_step_and_is_no_success(tmp_path):
+@pytest.mark.parametrize(
+    ("send", "workers"), [(os.kill, 0), (os.killpg, 2)], ids=["one process", "loaders too"]
+)
+def test_sigterm_saves_at_the_next_step_and_is_no_success(tmp_path, send, workers):
     """With accumulated gradients, which a save in mid-step would lose."""
     from goodtransfer.data import make_imagefolder
 
     make_imagefolder(tmp_path / "toy", train=48, val=20, size=24)
-    small = {"accumulate": 2, "ballast": 10}
+    small = {"accumulate": 2, "ballast": 10, "workers": workers}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     runs = started(whole, small), started(cut, {**small, "slow": 0.1})
     wait_for_steps(cut, runs[1], 3)
-    runs[1].send_signal(signal.SIGTERM)
+    send(runs[1].pid, signal.SIGTERM)  # a session of its own: its id is that of its group
     assert runs[1].wait(60) == 128 + signal.SIGTERM
     assert not ends(cut)
     assert 3 <= len(steps_logged(cut)) < 12

@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from goodtransfer.cli import main as cli
-from goodtransfer.study import demands, fitting, leases
+from goodtransfer.study import demands, fitting, leases, plan, sizes, sources
 from goodtransfer.study.engine import Engine
 from goodtransfer.study.locks import locked
 from goodtransfer.study.plan import Study
 from goodtransfer.study.results import Results
+from goodtransfer.study.scales import SCALES
+from goodtransfer.study.sources import Found
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -300,17 +302,35 @@ def test_a_scheduler_keeps_its_own_gpus(tmp_path, monkeypatch):
 
 
 def test_cells_share_cores_and_a_larger_kind_asks_for_longer(monkeypatch):
-    study = Study(Path("s"), TINY, tables=("supervised",))
+    study = Study(Path("s"), replace(TINY, name="paper"), tables=("supervised", "floor"))
     pretraining, readout, *_ = study.cells()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    assert [demands.share("small", readout, n, 0).threads for n in (1, 3, 40)] == [16, 5, 1]
-    assert demands.share("paper", readout, 2, 4).gpu == 1
-    assert demands.share("paper", readout, 2, 0).gpu == 0
-    assert demands.demand("paper", readout).runtime < demands.demand("paper", pretraining).runtime
+    assert [demands.share(study, readout, n, 0).threads for n in (1, 3, 40)] == [16, 5, 1]
+    assert demands.share(study, readout, 2, 4).gpu == 1
+    assert demands.share(study, readout, 2, 0).gpu == 0
+    assert demands.demand(study, readout).runtime < demands.demand(study, pretraining).runtime
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     assert fitting.workers() == 8
     monkeypatch.setenv("GOODTRANSFER_CORES", "5")
     assert fitting.workers() == 2
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert fitting.workers() == 4
+
+
+def test_time_that_is_asked_for_grows_with_what_is_computed(monkeypatch):
+    monkeypatch.setattr(sources, "find", lambda name, *_: Found(name, name, sizes.PAPER[name]))
+    monkeypatch.setattr(plan, "find", sources.find)
+    roots = {name: Path(name) for name in ("imagenet", "voc")}
+    study = Study(Path("s"), SCALES["paper"], roots, tables=("3", "6", "floor"))
+    asked = {
+        cell.row.name: demands.demand(study, cell).runtime / (7 * 24 * 60)
+        for cell in study.cells()
+        if cell.kind == "pretrain"
+    }
+    assert asked["MoCo-v2"] == pytest.approx(1.0, abs=0.01)
+    assert asked["Supervised"] == 1
+    assert asked["Supervised for 800"] == pytest.approx(3.0, rel=0.01)  # 4 times 3 passes for 4
+    assert asked["Untrained"] < 0.02
 
 
 def test_a_lock_waits_lets_go_and_survives_its_folder(tmp_path):

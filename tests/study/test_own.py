@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,12 @@ from goodtransfer.cli import main as cli
 from goodtransfer.data import make_voc, toy
 from goodtransfer.data.fingerprint import fingerprint
 from goodtransfer.data.images import ImageDataset
+from goodtransfer.study import sources
 from goodtransfer.study.cells import run_cell
 from goodtransfer.study.config import read
 from goodtransfer.study.fit_command import fit_command
 from goodtransfer.study.plan import Study
+from goodtransfer.study.remembered import remembered
 from goodtransfer.study.results import Results
 from goodtransfer.study.tables import TABLES
 from goodtransfer.study.transfers import TRANSFERS
@@ -377,3 +380,33 @@ def test_the_example_is_one(tmp_path, monkeypatch):
     # As many as the file says, and enough for the queues.
     images = 16 * (5000 * 300 // 2000) // 20
     assert 600 == images > 2 * max(study.scale.queue_sizes.values())
+
+
+def test_jobs_do_not_look_into_the_folders_again(own, tmp_path, capsys):
+    """Which takes minutes for ImageNet on a shared disk, while a GPU waits."""
+    here, out = tmp_path / "own", tmp_path / "s"
+    shutil.copytree(own, here, ignore=shutil.ignore_patterns("results"))
+    call = ["--config", str(here / "study.yaml"), "--out", str(out)]
+    assert cli(["study", "commands", *call]) == 0
+    keys = re.findall(r"study cell (\w{16}) ", capsys.readouterr().out)
+    assert keys
+    (here / "photos").rename(here / "elsewhere")
+    for cached in (sources.find, sources.find_classes):
+        cached.cache_clear()
+    study = remembered(Study.open(out))
+    assert [cell.key for cell in study.cells()] == keys
+    for verb in ("claims", "report"):
+        assert cli(["study", verb, "--out", str(out)]) == 0
+    assert cli(["study", "cell", "0" * 16, "--out", str(out)]) == 2
+    assert "Expected the key of a cell" in capsys.readouterr().err
+    (out / "work" / "found.json").write_text("[")
+    assert cli(["study", "claims", "--out", str(out)]) == 2
+    assert "photos" in capsys.readouterr().err  # which was looked for
+
+
+def test_voc_0712_never_trains_on_what_is_tested_on(own, tmp_path):
+    voc = {"voc": own / "boxes", "voc_splits": ["2012/train", "2012/val"]}
+    asked = {"scale": "tiny", "tables": ["6"], **voc}
+    with pytest.raises(ValueError, match=r"splits of VOC 2007 for voc0712, which adds 2012/trainval"):
+        Study.open(tmp_path, **asked)
+    Study.open(tmp_path, **asked, tasks=["linear"])

@@ -440,6 +440,7 @@ def test_rows_are_compared_and_claims_are_told(finished, capsys):
     pixels, untrained = (results.metrics(c.key)["acc"] for c in study.cells()
                          if c.kind == "linear" and c.row.method == "none")  # fmt: skip
     assert lines["acc"].startswith(f"{untrained - pixels:+.2f}, over images ")
+    assert ", one seed, " in lines["acc"]
     assert lines["voc07_AP"] == "not measured"  # nothing detects by pixels
     assert main(["claims", "--out", str(finished)]) == 0
     told = capsys.readouterr().out
@@ -496,13 +497,21 @@ class Killed(BaseException):
     """As good as a kill: nothing after it runs."""
 
 
-@pytest.mark.parametrize(("kind", "kill_at"), [("pretrain", 7), ("linear", 4), ("voc07", 6)])
-def test_a_cell_killed_in_the_middle_goes_on_to_the_same_bits(kind, kill_at, tmp_path, monkeypatch):
-    """Killed in the second epoch; the encoder, the readout's numbers and the curves are the same."""
+@pytest.mark.parametrize(
+    ("kind", "kill_at", "every"),
+    [("pretrain", 7, 1000), ("linear", 4, 1000), ("voc07", 6, 1000), ("pretrain", 4, 2), ("voc07", 3, 2)],
+)
+def test_a_cell_killed_in_the_middle_goes_on_to_the_same_bits(
+    kind, kill_at, every, tmp_path, monkeypatch
+):
+    """Killed in the second epoch, or in the first one after a checkpoint within it; the encoder, the
+    readout's numbers and the curves are the same.
+    """
     from goodtransfer.methods import ExemplarMoCo
     from goodtransfer.study.cells import run_cell
     from goodtransfer.transfer import Detection, LinearProbe
 
+    monkeypatch.setattr("goodtransfer.study.fitting.EVERY", every)
     module = {"pretrain": ExemplarMoCo, "linear": LinearProbe, "voc07": Detection}[kind]
     real, steps = module.training_step, []
 
