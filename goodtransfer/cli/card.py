@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from goodtransfer.cli.study import MICRO_BATCHES, stoppable
 from goodtransfer.study.scales import SCALES
 from goodtransfer.study.sources import MEASURED_ON, ROOTS
 from goodtransfer.study.tables import CARD, TABLES
@@ -30,8 +31,6 @@ measurement: the same command goes on where it was stopped.
 
 def main(argv: Sequence[str]) -> int:
     """Measure, write the page, and print the scores."""
-    from goodtransfer.cli.study import stoppable
-
     return stoppable(lambda: _card(_parser().parse_args(argv)))
 
 
@@ -45,7 +44,10 @@ def _card(arguments: argparse.Namespace) -> int:
     card = report_card(
         arguments.encoders,
         arguments.out,
-        **{name: getattr(arguments, name) for name in ("tasks", "quick", "scale", "seeds")},
+        **{
+            name: getattr(arguments, name)
+            for name in ("tasks", "quick", "scale", "seeds", "micro_batches")
+        },
         voc_splits=arguments.voc_splits and tuple(arguments.voc_splits),
         engine=None if arguments.jobs is None else Engine(jobs=arguments.jobs),
         **roots,
@@ -83,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("card"), metavar="FOLDER", help="(default: card)")
     add("--seeds", type=int, metavar="N", help="how often everything is measured (default: 1)")
     add("--jobs", type=int, metavar="N", help="measurements at once, by Snakemake")
+    add("--micro-batches", type=int, metavar="N", help=MICRO_BATCHES)
     for name, (option, holds) in ROOTS.items():
         if name in MEASURED_ON:
             add(option, dest=name, type=Path, metavar="ROOT", help=f"folder with {holds}")

@@ -20,6 +20,10 @@ from goodtransfer.study.sources import ROOTS
 from goodtransfer.study.tables import CARD, TABLES
 from goodtransfer.study.transfers import TRANSFERS
 
+MICRO_BATCHES = (
+    "of a detector's step, for a GPU that does not hold its 16 images at once; batch norm then sees fewer "
+    "(default: 1)"
+)
 # That of `goodtransfer card` has its rows from there.
 _TABLES = [name for name in TABLES if name != CARD]
 
@@ -110,7 +114,8 @@ def _study(arguments: argparse.Namespace) -> Study:
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of ``Study.open``: those of the command line before those of a file."""
-    names = ("out", "scale", "voc_splits", "tables", "seeds", "classes", "tasks", *ROOTS)
+    names = ("out", "scale", "voc_splits", "tables", "seeds", "classes", "tasks", "micro_batches",
+             *ROOTS)  # fmt: skip
     given: dict[str, Any] = {name: getattr(arguments, name, None) for name in names}
     for name in ROOTS:
         if given[name] is not None:
@@ -296,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
             "at smoke 4 and 5)",
         )  # fmt: skip
         verb.add_argument("--seeds", type=int, help="runs of every row (default 1)")
+        verb.add_argument("--micro-batches", type=int, metavar="N", help=MICRO_BATCHES)
         _own(verb)
     _side_by_side(run)
     return parser

@@ -58,6 +58,7 @@ def report_card(
     scale: str | None = None,
     seeds: int | None = None,
     voc_splits: tuple[str, str] | None = None,
+    micro_batches: int | None = None,
     engine: Engine | None = None,
     **roots: str | Path,
 ) -> Card:
@@ -77,6 +78,7 @@ def report_card(
         scale: whose protocols are followed: ``"paper"`` unless said, ``"small"`` for a hundred photos.
         seeds: how often everything is measured.
         voc_splits: of VOC, to train and to test on.
+        micro_batches: of a detector's step, for a GPU that does not hold its 16 images at once.
         engine: makes measurements side by side, in place of one after the other.
         roots: folders of images by name: ``imagenet``, ``voc``, ``coco``, ``cityscapes``,
             ``mini_imagenet``, ``celeba``.
@@ -93,6 +95,7 @@ def report_card(
         raise ValueError("Expected --quick without a scale or folders of images: it draws its own.")
     named = encoders if isinstance(encoders, Mapping) else labelled(encoders)
     given: dict[str, Any] = {"tasks": tuple(tasks), "seeds": seeds, "voc_splits": voc_splits}
+    given["micro_batches"] = micro_batches
     given |= {name: Path(root).resolve() for name, root in roots.items()}
     given |= {"scale": "quick" if quick else scale or "paper", "tables": (CARD,)}
     out = Path(out)

@@ -140,6 +140,7 @@ _KEYS: dict[str, tuple[str, Callable[[Place, Any], Any]]] = {
     "voc_classes": ("voc_classes", _names),
     "tables": ("tables", _some([*(name for name in TABLES if name != CARD), "all"])),
     "seeds": ("seeds", _number),
+    "micro_batches": ("micro_batches", _number),
     "classes": ("classes", _names),
     "tasks": ("tasks", _some(TRANSFERS)),
 }

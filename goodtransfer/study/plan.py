@@ -124,8 +124,8 @@ class Study:
 
         Args:
             out: the folder.
-            given: attributes by name; the scale by its own, each root by its name in ``ROOTS``. None is
-                as it was.
+            given: attributes by name; the scale by its own, each root by its name in ``ROOTS``; and
+                ``micro_batches``, of a detector's step. None is as it was.
 
         Raises:
             FileNotFoundError: for a folder without a study, when no scale is given.
@@ -154,7 +154,14 @@ class Study:
         unknown = [t for t in settings.get("tables", ()) if t not in TABLES]
         if unknown:
             raise ValueError(f"Expected tables among {', '.join(TABLES)}, but got {unknown}.")
-        scale = SCALES[settings["scale"]]
+        scale, parts = SCALES[settings["scale"]], settings.get("micro_batches", 1)
+        detector = scale.protocol("voc07")
+        batch = detector.batch // detector.accumulate
+        if parts < 1 or batch % parts:
+            raise ValueError(
+                f"Expected micro-batches that divide a detector's {batch} images, but got {parts}."
+            )
+        scale = replace(scale, micro_batches=parts)
         seeds = settings.get("seeds", 1)
         if seeds < 1:
             raise ValueError(f"Expected at least one seed, but got {seeds}.")
@@ -237,6 +244,8 @@ class Study:
 
     def _text(self) -> str:
         settings = {"scale": self.scale.name, "tables": self.tables, "seeds": self.seeds}
+        if self.scale.micro_batches > 1:
+            settings["micro_batches"] = self.scale.micro_batches
         settings |= {name: str(root) for name, root in self.roots.items()}
         if "voc" in self.roots:
             settings["voc_splits"] = self.voc_splits

@@ -34,6 +34,7 @@ class Scale:
         transfers: protocols that replace the paper's, by kind of cell.
         tables: made where none is named.
         toy: arguments of the toy world's layouts by data set; none for the user's own data.
+        micro_batches: how many a detector's is split into, for a GPU that does not hold it at once.
 
     >>> half = Scale("half", every={"epochs": 100}, queue_sizes={65536: 4096})
     >>> row = half.apply(Pretraining())
@@ -50,10 +51,14 @@ class Scale:
     transfers: Mapping[str, Any] = field(default_factory=dict)
     tables: tuple[str, ...] = ("3", "supervised", "floor", "4", "5")
     toy: Mapping[str, Changes] = field(default_factory=dict)
+    micro_batches: int = 1
 
     def protocol(self, kind: str) -> Any:
         """How this scale measures a kind of transfer."""
-        return self.transfers.get(kind, PAPER[kind])
+        found = self.transfers.get(kind, PAPER[kind])
+        if not isinstance(found, C4):
+            return found
+        return replace(found, accumulate=found.accumulate * self.micro_batches)
 
     def apply(self, row: Pretraining) -> Pretraining:
         """The row as it is run at this scale."""
@@ -67,8 +72,11 @@ class Scale:
         if row.method in TASKS:
             protocol = self.by_task.get(row.method)
             # As arguments by name: a view of pixels has a `crop`, and so has a protocol.
-            values = protocol.values() if protocol else {}
-            return row.but(arguments={**row.arguments, "encoder": own, **values})
+            values = {**row.arguments, "encoder": own, **(protocol.values() if protocol else {})}
+            if row.method == "COCODetection":
+                values["accumulate"] *= self.micro_batches
+                values["bn_images"] //= self.micro_batches
+            return row.but(arguments=values)
         changes = {**self.every, **self.on_method.get(row.method, {})}
         if queue := row.arguments.get("queue_size"):
             changes["queue_size"] = self.queue_sizes.get(queue, queue)

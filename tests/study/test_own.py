@@ -407,6 +407,32 @@ def test_jobs_do_not_look_into_the_folders_again(own, tmp_path, capsys):
 def test_voc_0712_never_trains_on_what_is_tested_on(own, tmp_path):
     voc = {"voc": own / "boxes", "voc_splits": ["2012/train", "2012/val"]}
     asked = {"scale": "tiny", "tables": ["6"], **voc}
-    with pytest.raises(ValueError, match=r"splits of VOC 2007 for voc0712, which adds 2012/trainval"):
+    with pytest.raises(
+        ValueError, match=r"splits of VOC 2007 for voc0712, which adds 2012/trainval"
+    ):
         Study.open(tmp_path, **asked)
     Study.open(tmp_path, **asked, tasks=["linear"])
+
+
+def test_a_detectors_step_in_micro_batches_is_another_run_that_says_so(tmp_path):
+    asked = {"scale": "tiny", "tables": ["2"], "tasks": ["linear", "voc07"]}
+    whole = Study.open(tmp_path / "a", **asked)
+    parts = Study.open(tmp_path / "b", **asked, micro_batches=2)
+    parts.save()
+    assert Study.open(tmp_path / "b").cells() == parts.cells()
+    changed = 0
+    for one, other in zip(whole.cells(), parts.cells(), strict=True):
+        by_detection = one.row.method == "COCODetection"
+        own = one.kind == "voc07" or (one.kind == "pretrain" and by_detection)
+        assert (one.key != other.key) == (own or by_detection), one.title
+        assert ("accumulate 4 " in other.fidelity) == own, other.fidelity
+        assert ("bn images 2 " in other.fidelity) == own, other.fidelity
+        changed += own
+    assert changed > 2
+    supervised = [c for c in parts.cells() if c.row.method == "COCODetection"]
+    for cell in supervised:
+        if cell.kind in ("pretrain", "voc07"):
+            run_cell(parts, cell)
+    for wrong in (0, 3):
+        with pytest.raises(ValueError, match=f"divide a detector's 4 images, but got {wrong}"):
+            Study.open(tmp_path / "c", **asked, micro_batches=wrong)
