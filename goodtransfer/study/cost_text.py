@@ -143,8 +143,8 @@ def _totals(
     )
     every = 2 * sum(held.checkpoint for held in found)  # the one before it is kept
     yield (
-        f"  On disk: {in_bytes(left)} of encoders; {in_bytes(every)} of checkpoints, the "
-        "newest and the one before, if all are under way at once."
+        f"  On disk: {in_bytes(left)} of encoders; {in_bytes(every)} of checkpoints, two each, "
+        "if all are under way at once."
     )
 
 

@@ -167,7 +167,7 @@ class Study:
             raise ValueError(f"Expected at least one seed, but got {seeds}.")
         roots = {name: Path(settings[name]) for name in ROOTS if name in settings}
         splits = tuple(settings.get("voc_splits", VOC2007))
-        names = {name: tuple(settings.get(name, ())) for name in _OWN}
+        names: dict[str, Any] = {name: tuple(settings.get(name, ())) for name in _OWN}
         tables = tuple(settings.get("tables") or scale.tables)
         held = {label: Given(*of) for label, of in settings.get("encoders", {}).items()}
         study = cls(out, scale, roots, splits, tables, seeds, **names, encoders=held)
