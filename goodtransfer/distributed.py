@@ -44,7 +44,7 @@ def gather(x: Tensor) -> tuple[Tensor, list[int]]:
     count = torch.tensor([len(x)], device=x.device)
     counts = [torch.empty_like(count) for _ in range(world_size())]
     dist.all_gather(counts, count)
-    sizes = [int(c) for c in counts]
+    sizes: list[int] = torch.cat(counts).tolist()  # one wait for the GPU
     padded = x.new_zeros(max(sizes), *x.shape[1:])
     padded[: len(x)] = x
     rows = [torch.empty_like(padded) for _ in sizes]

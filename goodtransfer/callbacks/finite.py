@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import MixedPrecision
@@ -12,6 +13,8 @@ from torch import Tensor
 
 class FiniteCheck(pl.Callback):
     """Stop when the loss, a gradient or a new key is NaN or infinite; methods and tasks bring it themselves.
+
+    All but the linear readout, whose largest rates may diverge.
 
     The batch of that step is saved as ``nonfinite_step_STEP_rank_RANK.pt`` in the trainer's folder:
     ``torch.load`` gives step, epoch, batch, and which numbers were wrong.
@@ -108,6 +111,9 @@ def _listed(indices: list[int], shown: int = 8) -> str:
 
 def _plain(batch: Any) -> Any:
     """Tuples and lists of tensors on the CPU, which ``torch.load`` reads without running code."""
+    if isinstance(batch, np.ndarray | np.generic):  # polygons
+        number = batch.dtype.kind in "biufc"
+        batch = torch.from_numpy(np.array(batch)) if number else batch.tolist()
     if isinstance(batch, Tensor):
         return batch.detach().cpu()
     if isinstance(batch, tuple | list):

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from goodtransfer.callbacks.epoch_count import count_epoch
-from goodtransfer.distributed import gather
+from goodtransfer.distributed import gather, world_size
 
 _CODE = 128 + signal.SIGTERM
 
@@ -99,6 +99,8 @@ class SaveOnSigterm(pl.Callback):
             exception.code = _CODE
 
     def _any_told(self, pl_module: pl.LightningModule) -> bool:
+        if world_size() == 1:
+            return self._told
         told, _ = gather(torch.tensor([int(self._told)], device=pl_module.device))
         return bool(told.any())
 

@@ -193,10 +193,17 @@ class Encoder(nn.Module, ABC):
         """Fill ``channels`` and ``strides`` by encoding one black image."""
         training = self.training
         self.eval()
-        for stage, features in self.maps(torch.zeros(1, 3, size, size).to(self.mean)):
+        for stage, features in self.maps(self._black(size)):
             self.channels[stage] = features.shape[1]
             self.strides[stage] = map_stride(size, features)
         self.train(training)
+
+    def _black(self, size: int) -> Tensor:
+        """A black image where the weights are; a module on a GPU takes the input convention there."""
+        device = next(self.parameters(), self.mean).device
+        for name in ("mean", "std", "mean_of_uint8", "std_of_uint8"):
+            setattr(self, name, getattr(self, name).to(device))
+        return torch.zeros(1, 3, size, size).to(self.mean)
 
 
 def map_stride(size: int, features: Tensor) -> int:

@@ -25,7 +25,7 @@ class SequentialTrunk(Encoder):
     @torch.no_grad()
     def _stage_ends(self, size: int = 256) -> dict[int, int]:
         """Module number -> stage, for the modules after which the stride grows."""
-        x, training = torch.zeros(1, 3, size, size), self.features.training
+        x, training = self._black(size), self.features.training
         self.features.eval()
         last_at_stride: dict[int, int] = {}
         for number, module in enumerate(self.features):

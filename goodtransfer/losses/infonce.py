@@ -6,7 +6,8 @@ Shapes: N = queries, K = keys, C = feature dimension.
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # Elements of one N x chunk block of logits: about 1 MiB of fp32 stays in a core's cache on the CPU;
@@ -108,6 +109,21 @@ def info_nce_rows(
 def full_precision(x: Tensor) -> Tensor:
     """``x`` in fp32 at least: half types go up, fp64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def full_precision_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """``layer(x)`` in fp32 at least, also under autocast: in bfloat16 the logits of classes tie.
+
+    >>> two = nn.Linear(1, 2, bias=False)
+    >>> _ = two.weight.data.copy_(torch.tensor([[1.0], [1.001]]))
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     tied, told = two(torch.ones(1, 1)), full_precision_linear(torch.ones(1, 1), two)
+    >>> tied.tolist(), told.argmax().item()
+    ([[1.0, 1.0]], 1)
+    """
+    bias = None if layer.bias is None else full_precision(layer.bias)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(full_precision(x), full_precision(layer.weight), bias)
 
 
 class _InfoNCE(torch.autograd.Function):

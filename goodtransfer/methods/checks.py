@@ -54,7 +54,7 @@ def check_batch(
             check_range(view)
     if needs and getattr(given, needs) is None:
         what = {
-            "label": "labels (exclude='label' is Eq. 2: same-class keys are no negatives)",
+            "label": "labels, (N,) integers (exclude='label' is Eq. 2: same-class keys are no negatives)",
             "index": "image indices (exclude='image' leaves out an image's own earlier keys)",
         }[needs]
         raise ValueError(

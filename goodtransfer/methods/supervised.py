@@ -11,12 +11,12 @@ from goodtransfer.callbacks.epoch_count import EpochCount
 from goodtransfer.callbacks.finite import FiniteCheck
 from goodtransfer.distributed import joint_mean
 from goodtransfer.encoders import Encoder, pooled
-from goodtransfer.losses import full_precision
+from goodtransfer.losses import full_precision_linear
 from goodtransfer.methods import checks
 from goodtransfer.metrics.accuracy import Accuracy
 from goodtransfer.momentum import NO_LABEL
 from goodtransfer.optim import Schedule, sgd
-from goodtransfer.views import as_batch
+from goodtransfer.views import Batch, as_batch
 from goodtransfer.weights import describe_input, load_encoder, restore_input
 
 
@@ -57,7 +57,7 @@ class SupervisedCE(pl.LightningModule):
         super().__init__()
         checks.check_positive(lr=lr)
         checks.check_choice("schedule", schedule, Schedule)
-        self.encoder: Encoder = load_encoder(encoder)
+        self.encoder: Encoder = load_encoder(encoder).requires_grad_().train()
         self.save_hyperparameters(ignore="encoder")
         self.hparams["encoder"] = self.encoder.name
         self.lr, self.weight_decay, self.schedule, self.views = lr, weight_decay, schedule, views
@@ -87,16 +87,16 @@ class SupervisedCE(pl.LightningModule):
     def _classify(self, features: Tensor) -> Tensor:
         if self.head is None:
             raise ValueError("Expected num_classes to be known, but this module was never set up.")
-        logits: Tensor = self.head(features)
-        return logits
+        return full_precision_linear(features, self.head)
+
+    def _labels(self, batch: Batch) -> Tensor:
+        return batch.labels_for("SupervisedCE", self.hparams["num_classes"])
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         given = as_batch(batch)
-        features, label = pooled(self.encoder, given.views[0]), given.labels_for("SupervisedCE")
+        features, label = pooled(self.encoder, given.views[0]), self._labels(given)
         logits = self._classify(features)
-        losses = F.cross_entropy(
-            full_precision(logits), label, ignore_index=NO_LABEL, reduction="none"
-        )
+        losses = F.cross_entropy(logits, label, ignore_index=NO_LABEL, reduction="none")
         loss = joint_mean(losses, label != NO_LABEL)
         self.log("loss", loss.detach(), prog_bar=True)
         self.log("train_acc", _percent_correct(logits, label), prog_bar=True)
@@ -105,7 +105,7 @@ class SupervisedCE(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         given = as_batch(batch)
-        features, label = pooled(self.encoder, given.views[0]), given.labels_for("SupervisedCE")
+        features, label = pooled(self.encoder, given.views[0]), self._labels(given)
         self.accuracy.update(self._classify(features).argmax(1), label, given.index)
         return {"features": features, "label": label, "index": given.index}
 

@@ -142,17 +142,20 @@ def _figure4(study: Study, results: Results, made: Cells) -> Iterator[Figure]:
         return
     from matplotlib.figure import Figure as Canvas
 
-    iterations = study.scale.protocol("voc07_course").eval_iters
+    protocol = study.scale.protocol("voc07_course")
+    iterations, steps = protocol.eval_iters, protocol.schedule().eval_iters
     size = (4.2 * len(names), 3.6)
     figure = Canvas(size, layout="constrained")
     places = figure.subplots(1, len(names), squeeze=False)
-    courses = {cell.key: _course(results, cell, len(iterations)) for cell in cells}
-    low, high = (f(v for course in courses.values() for v in course) for f in (min, max))
+    courses = {cell.key: _course(results, cell, steps) for cell in cells}
+    known = [v for course in courses.values() for v in course if np.isfinite(v)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
     for axes, name in zip(places[0], names, strict=True):
         own = sorted((c.epoch or 0, c.key) for c in cells if c.row.title == name)
         values = np.array([courses[key] for _, key in own])
         axes.imshow(values, cmap="gray", vmin=low, vmax=high, origin="lower", aspect="auto")
-        for (y, x), value in np.ndenumerate(values):
+        for y, x in np.argwhere(np.isfinite(values)):
+            value = values[y, x]
             dark = value < (low + high) / 2
             text = {"ha": "center", "va": "center", "fontsize": 7}
             axes.text(x, y, f"{value:.1f}", color="white" if dark else "black", **text)
@@ -162,10 +165,14 @@ def _figure4(study: Study, results: Results, made: Cells) -> Iterator[Figure]:
     yield _saved("Figure 4: VOC07 AP in the course of both trainings", figure)
 
 
-def _course(results: Results, cell: Cell, scored: int) -> list[float]:
-    """The AP at each scored iteration of the fit, which come before the test's."""
-    rows = results.curves(cell.key)
-    return [row["voc07_course_AP"] for row in rows if "voc07_course_AP" in row][:scored]
+def _course(results: Results, cell: Cell, steps: Sequence[int]) -> list[float]:
+    """The AP after each of these steps of the fit, NaN where it was not kept."""
+    found = {
+        row["step"] + 1: row["voc07_course_AP"]  # Lightning counts the steps of a row from 0
+        for row in results.curves(cell.key)
+        if "voc07_course_AP" in row
+    }
+    return [found.get(step, np.nan) for step in steps]
 
 
 # --- Drawing

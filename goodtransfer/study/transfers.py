@@ -5,7 +5,10 @@ The defaults are the paper's, and what it leaves open (protocols 2 to 6) as in t
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from goodtransfer.transfer.small_batch import Schedule
 
 
 class Run(Protocol):
@@ -72,6 +75,14 @@ class C4:
         parts = {name: getattr(self, name) for name in _OF_THE_DETECTOR}
         whole = {k: v for k, v in asdict(self).items() if k not in (*parts, "accumulate")}
         return {**whole, "detector": parts}
+
+    def schedule(self) -> "Schedule":
+        """What ``Detection`` makes of it, in its own optimizer steps."""
+        from goodtransfer.transfer.small_batch import scaled  # planning needs no torch
+
+        return scaled(
+            self.batch, self.lr, self.iterations, self.milestones, self.warmup, self.eval_iters
+        )
 
 
 _OF_THE_DETECTOR = (

@@ -320,12 +320,12 @@ class Detection(StepTask):
     # --- Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["input"] = describe_input(self.encoder)
-        checkpoint["fidelity"] = self.fidelity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         restore_input(self.encoder, checkpoint["input"])
-        self.fidelity = checkpoint["fidelity"]
 
 
 def _size(image: Tensor) -> Size:

@@ -147,7 +147,7 @@ class Landmarks(pl.LightningModule):
     def _add_head(self, size: int) -> None:
         """The head for the map that a black image of this size becomes."""
         self.size = self.hparams["size"] = size
-        black = torch.zeros(1, 3, size, size, device=self.device)
+        black = torch.zeros(1, 3, size, size).to(self.encoder.mean)
         _, channels, height, width = self.encoder.eval()(black)[5].shape
         self.encoder.train()  # also one that came in eval mode, where a fit would leave it
         self.head = LandmarkHead(channels, self.channels, height * width, self.points)
@@ -233,6 +233,12 @@ class Landmarks(pl.LightningModule):
         return landmarks
 
     # --- Scores
+
+    def on_validation_epoch_start(self) -> None:
+        self.error.reset()  # the last one may have been interrupted
+        self.mean_shape_error.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         images, target = batch

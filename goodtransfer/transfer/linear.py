@@ -12,18 +12,22 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from goodtransfer.callbacks.epoch_count import EpochCount
 from goodtransfer.callbacks.frozen import FrozenCheck
 from goodtransfer.callbacks.pictures import Pictures, as_pixels, captioned, fitted
 from goodtransfer.distributed import joint_mean
 from goodtransfer.encoders import Encoder, pooled
+from goodtransfer.losses import full_precision_linear
 from goodtransfer.metrics.accuracy import Accuracy
 from goodtransfer.optim import sgd
 from goodtransfer.transfer.checks import check_encoder, resolve_classes
-from goodtransfer.views import as_batch, check_range
+from goodtransfer.views import Batch, as_batch, check_range
 from goodtransfer.weights import describe_input, load_encoder, restore_input
 
 LEARNING_RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 MOCO_LR = 30.0
+_NONE = -1  # chosen, until a validation has
+_WONDERS = "Found .* in eval mode at the start of training"
 _SIDE = 226  # pixels of a picture's images, their caption left out
 
 
@@ -50,9 +54,13 @@ class LinearProbe(pl.LightningModule):
     ``acc_lr30`` (upstream's rate, where among ``lrs``) and ``acc_head`` (``head`` as it came).
     ``linear.png`` shows some test images with the class they are taken for.
 
+    Attributes:
+        chosen: the number of the rate that validation chose, -1 before.
+
     Raises:
         ValueError: for ``lrs`` that are not above 0, an encoder whose features cannot tell images
-            apart, or a data module of another number of classes.
+            apart, a data module or labels of another number of classes, or a test before any
+            validation has chosen among several rates.
         RuntimeError: when any weight or BN statistic of the encoder moves during the fit.
     """
 
@@ -80,7 +88,7 @@ class LinearProbe(pl.LightningModule):
         self.lrs, self.views, self.prefix = tuple(lrs), views, name
         self.head = None if head is None else deepcopy(head).requires_grad_(False)
         self.register_buffer("lr_weights", torch.tensor(self.lrs), persistent=False)
-        self.register_buffer("chosen", torch.tensor(0))
+        self.register_buffer("chosen", torch.tensor(_NONE))
         self.accuracy = Accuracy(len(self.lrs))
         self.head_accuracy = Accuracy(1)
         self.classifiers: nn.Linear | None = None
@@ -98,8 +106,6 @@ class LinearProbe(pl.LightningModule):
         self.classifiers = layer
 
     def setup(self, stage: str) -> None:
-        # Here it is the protocol: Lightning need not wonder.
-        warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and len(self.lrs) > 1 and getattr(data, "selection", None) == 0:
             warnings.warn(
@@ -112,6 +118,14 @@ class LinearProbe(pl.LightningModule):
         if self.classifiers is None:
             self._add_classifiers(num_classes)
 
+    def on_fit_start(self) -> None:
+        # Here it is the protocol: Lightning need not wonder.
+        warnings.filterwarnings("ignore", message=_WONDERS)
+
+    def on_train_start(self) -> None:  # by now it has
+        ours = [f for f in warnings.filters if getattr(f[1], "pattern", None) != _WONDERS]
+        warnings.filters[:] = ours  # type: ignore[index]
+
     def train(self, mode: bool = True) -> "LinearProbe":
         """The encoder stays in eval mode: its BN statistics are frozen, too."""
         super().train(mode)
@@ -119,7 +133,8 @@ class LinearProbe(pl.LightningModule):
         return self
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [FrozenCheck("encoder"), Pictures("linear")]
+        # No `FiniteCheck`: the largest rates may diverge, which spoils no other.
+        return [EpochCount(), FrozenCheck("encoder"), Pictures("linear")]
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
@@ -127,14 +142,28 @@ class LinearProbe(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to the chosen classifier's logits (N, num_classes)."""
-        return self._logits(self._features(images))[:, int(self.chosen)]
+        return self._logits(self._features(images))[:, self._choice()]
+
+    def _choice(self) -> int:
+        """The number of the rate that is reported."""
+        chosen = int(self.chosen)
+        if chosen == _NONE and len(self.lrs) > 1:
+            raise ValueError(
+                f"Expected validation images to have chosen one of {len(self.lrs)} learning rates, but "
+                "none have: fit with a validation loader of labelled images (which never runs where "
+                "check_val_every_n_epoch is above the epochs), or with one rate, lrs=(30.0,)."
+            )
+        return max(chosen, 0)
 
     def _logits(self, features: Tensor) -> Tensor:
         """Features (N, C) to (N, rates, classes)."""
         if self.classifiers is None:
             raise ValueError("Expected num_classes to be known, but this module was never set up.")
-        logits: Tensor = self.classifiers(features)
+        logits = full_precision_linear(features, self.classifiers)
         return logits.view(len(features), len(self.lrs), self.num_classes)
+
+    def _labels(self, batch: Batch) -> Tensor:
+        return batch.labels_for("LinearProbe", self.num_classes)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         view = as_batch(batch).views[0]
@@ -144,7 +173,7 @@ class LinearProbe(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         given = as_batch(batch)
         logits = self._logits(self._features(given.views[0])).float()
-        label = given.labels_for("LinearProbe")
+        label = self._labels(given)
         target = label.unsqueeze(1).expand(logits.shape[:2])  # -1 is no label
         logits = logits.transpose(1, 2)
         losses = F.cross_entropy(logits, target, ignore_index=-1, reduction="none")
@@ -158,7 +187,9 @@ class LinearProbe(pl.LightningModule):
         self.accuracy.reset()  # the last one may have been interrupted
         self.head_accuracy.reset()
 
-    on_test_epoch_start = on_validation_epoch_start
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+        self._choice()  # to say at once that there is none
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._score(batch)
@@ -166,7 +197,7 @@ class LinearProbe(pl.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The class (N,) that each image is taken for, by every classifier that is reported."""
         told, by_head = self._score(batch)
-        found = {"predicted": told[:, int(self.chosen)]}
+        found = {"predicted": told[:, self._choice()]}
         if MOCO_LR in self.lrs:
             found["predicted_lr30"] = told[:, self.lrs.index(MOCO_LR)]
         return found if by_head is None else {**found, "predicted_head": by_head}
@@ -174,12 +205,12 @@ class LinearProbe(pl.LightningModule):
     def _score(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         """Count the right ones of every classifier; their classes (N, rates), and the head's (N,)."""
         given = as_batch(batch)
-        features, label = self._features(given.views[0]), given.labels_for("LinearProbe")
+        features, label = self._features(given.views[0]), self._labels(given)
         told = self._logits(features).argmax(2)
         self.accuracy.update(told, label, given.index)
         if self.head is None:
             return told, None
-        by_head: Tensor = self.head(features).argmax(1)
+        by_head = full_precision_linear(features, self.head).argmax(1)
         self.head_accuracy.update(by_head, label, given.index)
         return told, by_head
 
@@ -209,7 +240,8 @@ class LinearProbe(pl.LightningModule):
         accuracy, head_accuracy = self.accuracy.take(), self.head_accuracy.take()
         if accuracy is None:
             return  # no image had a label
-        found = {self.prefix: accuracy[self.chosen], "chosen_lr": self.lr_weights[self.chosen]}
+        chosen = self._choice()
+        found = {self.prefix: accuracy[chosen], "chosen_lr": self.lr_weights[chosen]}
         if MOCO_LR in self.lrs:
             found[f"{self.prefix}_lr30"] = accuracy[self.lrs.index(MOCO_LR)]
         if head_accuracy is not None:

@@ -228,6 +228,11 @@ class Segmentation(StepTask):
         logits: Tensor = self._own()(images)[0]
         return logits.argmax(1)
 
+    def on_validation_epoch_start(self) -> None:
+        self.scores.reset()  # the last one may have been interrupted
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, target = batch
         told, classes = self(images), self._classes(images, target)
@@ -238,7 +243,6 @@ class Segmentation(StepTask):
 
     def on_validation_epoch_end(self) -> None:
         self.log_scores(self.scores)
-        self.scores.reset()
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -256,15 +260,15 @@ class Segmentation(StepTask):
     # --- Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["input"] = describe_input(
             self._given[0] if self.network is None else self.network.encoder
         )
-        checkpoint["fidelity"] = self.fidelity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         for encoder in (self._given[0], *([self.network.encoder] if self.network else [])):
             restore_input(encoder, checkpoint["input"])
-        self.fidelity = checkpoint["fidelity"]
 
 
 def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class StepTask(pl.LightningModule):
         prefix: of the logged scores.
         fidelity: how a run deviates from the paper, told by its first batch; kept in checkpoints.
         losses: of the last training batch, by name.
+        scored: those of ``eval_iters`` that have been; kept in checkpoints.
     """
 
     iterations: int
@@ -45,6 +46,7 @@ class StepTask(pl.LightningModule):
     prefix: str
     fidelity: str
     losses: Mapping[str, Tensor]
+    scored: tuple[int, ...] = ()
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.trainer.max_steps == -1:
@@ -96,9 +98,24 @@ class StepTask(pl.LightningModule):
                 # The metric is on the CPU, where NCCL cannot average.
                 score = value.to(self.device, torch.float32)
                 self.log(f"{self.prefix}_{name}", score, sync_dist=True)
+            if self.trainer.state.fn == "fit":
+                self.scored += (self.trainer.global_step,)
 
     def on_train_start(self) -> None:
-        self._last_step = self.trainer.global_step
+        step = self._last_step = self.trainer.global_step
+        if step == 0:
+            self.scored = ()  # of an earlier fit
+        elif step in self.eval_iters and step not in self.scored:
+            self._score()  # the checkpoint was saved between the step and its score
+
+    def _score(self) -> None:
+        """Validate as Lightning does within an epoch."""
+        trainer = self.trainer
+        if trainer.enable_validation:
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            validation.restarting, trainer.validating = False, True
+            validation.run()
+            trainer.training = True
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Lightning validates where the number of batches divides by this; it asks after this hook.
@@ -114,3 +131,10 @@ class StepTask(pl.LightningModule):
                 "max_steps and max_epochs of the Trainer unset, or pass other `iterations`.",
                 stacklevel=2,
             )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["fidelity"], checkpoint["scored"] = self.fidelity, self.scored
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.fidelity = checkpoint["fidelity"]
+        self.scored = checkpoint.get("scored", self.eval_iters)  # older ones do not tell

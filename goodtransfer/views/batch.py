@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -24,20 +25,29 @@ class Batch(NamedTuple):
     label: Tensor | None = None
     index: Tensor | None = None  # type: ignore[assignment]  # tuple.index is not missed
 
-    def labels_for(self, who: str) -> Tensor:
+    def labels_for(self, who: str, num_classes: int | None = None) -> Tensor:
         """The labels.
 
         Args:
             who: needs them, for the message.
+            num_classes: that they are of; None for any.
 
         Raises:
-            ValueError: where there are none.
+            ValueError: where there are none, or those of another number of classes, which a GPU would
+                tell by an assertion.
         """
         if self.label is None:
             raise ValueError(
-                f"Expected labels for {who}, but the loader gives none: batches are "
+                f"Expected labels for {who}, (N,) integers, but the loader gives none: batches are "
                 "((view, ...), label, index)."
             )
+        if num_classes is not None and len(self.label):
+            low, high = torch.stack(self.label.aminmax()).tolist()  # one wait for the GPU
+            if not -1 <= low <= high < num_classes:
+                raise ValueError(
+                    f"Expected labels from 0 to {num_classes - 1}, or -1 for none, but a batch has "
+                    f"{low} to {high}: count classes from 0, or pass {who}(num_classes=...)."
+                )
         return self.label
 
 
@@ -46,6 +56,8 @@ def as_batch(batch: Any) -> Batch:
 
     So torchvision's ImageFolder with a two-crop transform (``[[v1, v2], y]``), one view
     (``[v, y]``), and lightly's loaders (whose third entry is file names) work unchanged.
+
+    What is not (N,) integers, such as several attributes of an image, is no label, nor an index.
 
     Args:
         batch: such a sequence; a pair of views or one view by itself, (N, 3, H, W); or a Batch.
@@ -59,8 +71,6 @@ def as_batch(batch: Any) -> Batch:
     >>> len(batch.views), batch.label, batch.index
     (2, tensor([0, 1, 2, 3]), None)
     """
-    if isinstance(batch, Batch):
-        return batch
     if isinstance(batch, Tensor):
         return Batch((batch,))
     if not isinstance(batch, Sequence) or not batch:
@@ -71,8 +81,9 @@ def as_batch(batch: Any) -> Batch:
     views, *rest = batch
     if isinstance(views, Tensor) and len(rest) == 1 and _is_images(rest[0]):
         views, rest = (views, rest[0]), []  # a bare pair of views
-    label, index = (r if isinstance(r, Tensor) else None for r in (*rest, None, None)[:2])
-    return Batch((views,) if isinstance(views, Tensor) else tuple(views), label, index)
+    views = (views,) if isinstance(views, Tensor) else tuple(views)
+    label, index = (_integers(r, views) for r in (*rest, None, None)[:2])
+    return Batch(views, label, index)
 
 
 def check_range(images: Tensor) -> None:
@@ -84,6 +95,12 @@ def check_range(images: Tensor) -> None:
             "the encoder normalises by itself, so remove Normalize from your transform, or pass "
             "encoder=load_encoder(..., normalize=None)."
         )
+
+
+def _integers(x: Any, views: tuple[Tensor, ...]) -> Tensor | None:
+    """An integer for each image, or nothing."""
+    whole = isinstance(x, Tensor) and not (x.is_floating_point() or x.dtype == torch.bool)
+    return x if whole and views and x.shape == (len(views[0]),) else None
 
 
 def _is_images(x: Any) -> bool:

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -57,6 +58,22 @@ def test_a_nan_names_the_step_and_keeps_the_batch(name, trainer_options, tmp_pat
     assert torch.equal(labels, torch.arange(16, 24) % 4)
     assert views[0][5].isnan().all()
     assert views[0][4].isfinite().all()
+
+
+def test_a_kept_batch_of_polygons_can_be_opened(trainer_options, tmp_path):
+    """COCO's polygons are numpy arrays, which ``torch.load`` refuses."""
+    trainer, check = pl.Trainer(**trainer_options), FiniteCheck()
+    polygon = np.array([1.0, 2.0, 9.0, 2.0, 5.0, 8.0])
+    check._batch = (
+        [torch.zeros(3, 8, 8)],
+        [{"image_id": 7, "masks": [[polygon], [polygon[::-1]]]}],
+    )
+    with pytest.raises(FloatingPointError, match="of images 7"):
+        check._stop(trainer, None, "a test's end")
+    (file,) = tmp_path.glob("nonfinite_*.pt")
+    _, (target,) = torch.load(file, weights_only=True)["batch"]
+    for [kept], expected in zip(target["masks"], (polygon, polygon[::-1]), strict=True):
+        assert kept.tolist() == expected.tolist()
 
 
 class Spoil(pl.Callback):

@@ -14,6 +14,7 @@ from goodtransfer.encoders import (
     Normalization,
     OwnTrunk,
     ResNet,
+    SequentialTrunk,
     as_encoder,
     build,
     pooled,
@@ -370,3 +371,11 @@ def test_trunk_and_last_stage_make_the_whole(name):
 def test_a_last_stage_that_cannot_be_run_alone_is_a_sentence(name, stage):
     with pytest.raises(ValueError, match=f"run alone on stage {stage}'s map, but that of {name}"):
         build(name).split(stage)
+
+
+def test_the_input_convention_follows_a_module_to_its_device():
+    """As of a module on a GPU, which "meta" stands for here."""
+    chain = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 8, 3, stride=2)).to("meta")
+    for encoder in (OwnTrunk(chain), SequentialTrunk("mine", chain)):
+        assert encoder.mean.device == encoder.std_of_uint8.device == torch.device("meta")
+        assert encoder(torch.zeros(1, 3, 64, 64, device="meta"))[5].shape == (1, 8, 15, 15)

@@ -40,6 +40,25 @@ class Log(pl.Callback):
         self.rows.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 
+# --- labels of other shapes ---
+
+
+def test_labels_that_are_no_classes_are_needed_or_left_out(trainer_options):
+    """torchvision's CelebA gives 40 attributes an image."""
+    attributes = [(views, torch.ones(40, dtype=torch.long)) for views, *_ in PairDataset()]
+    batches = DataLoader(attributes, batch_size=8)
+    ends = []
+    for given in (batches, DataLoader([(v,) for v, _ in attributes], batch_size=8)):
+        module = MoCoV2(encoder(), bn_groups=2, **SMALL)
+        fit(module, trainer_options, given)
+        ends.append(state(module))
+    assert_same_state(*ends)
+    with pytest.raises(
+        ValueError, match=r"labels, \(N,\) integers .* for ExemplarMoCo, but the loader"
+    ):
+        fit(ExemplarMoCo(encoder(), bn_groups=2, **SMALL), trainer_options, batches)
+
+
 # --- the paper's settings ---
 
 

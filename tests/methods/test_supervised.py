@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from goodtransfer.methods import SupervisedCE
+from goodtransfer.methods import InstDisc, MoCoV2, SimCLR, SupervisedCE
+from goodtransfer.transfer import LinearProbe
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_inputs import PairDataset, assert_same_state, encoder, state
@@ -93,3 +94,36 @@ def test_sentences(trainer_options):
     unlabelled = DataLoader([((v[0],),) for v, _, _ in PairDataset(32)], batch_size=8)
     with pytest.raises(ValueError, match="Expected labels.*SupervisedCE"):
         trainer.fit(SupervisedCE(encoder(), num_classes=4), unlabelled)
+
+    low = DataLoader([((v[0],), y, i) for v, y, i in PairDataset(32)], batch_size=8)
+    with pytest.raises(
+        ValueError, match="labels from 0 to 2, or -1 for none, but a batch has 0 to 3"
+    ):
+        trainer.fit(SupervisedCE(encoder(), num_classes=3), low)
+
+
+def test_classes_are_told_in_full_precision(trainer_options):
+    """Rounded to bfloat16, these two classes tie, and the first one is taken."""
+    module = SupervisedCE(encoder(), num_classes=3)
+    module.head.weight.data.zero_()
+    module.head.bias.data = torch.tensor([1.0, 1.001, 0.0])
+    data = DataLoader([((v[0],), 1, i) for v, _, i in PairDataset(8)], batch_size=8)
+    trainer = pl.Trainer(precision="bf16-mixed", **trainer_options)
+    (scores,) = trainer.test(module, data, verbose=False)
+    assert scores["acc_head"] == 100
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda given: SupervisedCE(given, num_classes=4),
+        lambda given: MoCoV2(given, queue_size=8),
+        SimCLR,
+        lambda given: InstDisc(given, num_images=8),
+    ],
+)
+def test_a_readout_s_frozen_encoder_is_trained(method):
+    probe = LinearProbe(encoder(), num_classes=4)
+    module = method(probe.encoder)
+    assert all(p.requires_grad for p in module.encoder.parameters())
+    assert all(m.training for m in module.modules())

@@ -84,8 +84,9 @@ def detected(study, cell, finished, rng, classes, without):
 
 def in_the_course(study, cell, finished, rng, classes, without):
     """AP at each scored iteration, and once more of the test."""
-    scored = study.scale.protocol(cell.kind).eval_iters
-    rows = [{"step": step, "voc07_course_AP": rng.uniform(1, 60)} for step in (*scored, scored[-1])]
+    scored = study.scale.protocol(cell.kind).schedule().eval_iters
+    rows = [{"step": step - 1, "voc07_course_AP": rng.uniform(1, 60)} for step in scored]
+    rows.append({"step": scored[-1], "voc07_course_AP": rows[-1]["voc07_course_AP"]})
     write_rows(finished / "curves.jsonl", rows)
 
 

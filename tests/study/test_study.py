@@ -123,7 +123,8 @@ def test_figure_4_follows_both_trainings(tmp_path):
             continue
         scored = [row for row in results.curves(cell.key) if "voc07_course_AP" in row]
         at_the_end = results.metrics(cell.key)["voc07_course_AP"]
-        assert len(scored) == 3  # after both iterations, and in the test
+        # After both iterations of 16 images, which are two steps of 8 each, and in the test.
+        assert [row["step"] + 1 for row in scored] == [2, 4, 5]
         assert scored[1]["voc07_course_AP"] == pytest.approx(at_the_end, abs=1e-4)
     assert "Figure 4: VOC07 AP" in (out / "report.html").read_text()
 

@@ -516,3 +516,18 @@ def test_other_points_and_eyes(trainer_options):
     found = module.eval()(data.images).detach()
     expected = inter_ocular_error(found, data.landmarks, (2, 1)).mean()
     assert scores["landmark_error"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_an_interrupted_validation_leaves_nothing_to_the_next_test(trainer_options):
+    module, loader = task(), faces()
+    (expected,) = trainer(trainer_options).test(module, loader, verbose=False)
+    images, target = next(iter(faces(seed=1)))
+    module.eval().validation_step((images, target), 0)  # and then it was stopped
+    (found,) = trainer(trainer_options).test(module, loader, verbose=False)
+    assert found == expected
+
+
+def test_an_encoder_on_a_gpu_is_measured_there():
+    """Which "meta" stands for here."""
+    module = task(trunk().to("meta"))
+    assert module.head.fc.in_features == 128 * 8 * 8

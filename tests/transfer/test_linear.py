@@ -1,11 +1,14 @@
 """The readout against separate SGD loops, its choice of a rate, and its frozen encoder."""
 
+import warnings
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -294,6 +297,7 @@ def test_validation_returns_nothing():
 def test_a_test_tells_the_class_by_every_classifier_it_reports():
     head = nn.Linear(6, 3)
     probe = LinearProbe(trunk(), num_classes=3, lrs=(1.0, 30.0), head=head)
+    probe.chosen.fill_(0)
     probe.classifiers.weight.data[3:].mul_(-1)
     images, labels = Coloured(9).images, Coloured(9).labels
     features = pooled(probe.encoder, images)
@@ -333,3 +337,75 @@ def test_pixels_are_an_encoder_too(trainer_options):
     trainer.fit(probe, DataLoader(Large(), batch_size=16))
     (scores,) = trainer.test(probe, DataLoader(Large(24, seed=1), batch_size=8), verbose=False)
     assert scores["acc"] > 90
+
+
+def test_without_a_validation_no_rate_is_reported(trainer_options):
+    """The smallest rate is not the answer where none was chosen; a single one needs no choice."""
+    for lrs in ((0.1, 1.0), (1.0,)):
+        probe = LinearProbe(trunk(), num_classes=3, lrs=lrs)
+        trainer = pl.Trainer(max_epochs=1, **trainer_options)
+        trainer.fit(probe, DataLoader(Coloured(), batch_size=16))
+        assert int(probe.chosen) == -1
+        if len(lrs) > 1:
+            said = r"have chosen one of 2 learning rates, but none have: .*check_val_every_n_epoch"
+            with pytest.raises(ValueError, match=said):
+                trainer.test(probe, DataLoader(Coloured(), batch_size=16), verbose=False)
+            with pytest.raises(ValueError, match=said):
+                probe(Coloured().images)
+        else:
+            (scores,) = trainer.test(probe, DataLoader(Coloured(), batch_size=16), verbose=False)
+            assert scores["chosen_lr"] == 1.0
+
+
+def test_the_fit_leaves_the_warnings_as_they_were(trainer_options):
+    before = list(warnings.filters)
+    fitted(trainer_options, epochs=1)
+    assert list(warnings.filters) == before
+
+
+def test_labels_beyond_the_classes_get_a_sentence(trainer_options):
+    probe = LinearProbe(trunk(), num_classes=2)
+    with pytest.raises(
+        ValueError, match="labels from 0 to 1, or -1 for none, but a batch has 0 to 2"
+    ):
+        pl.Trainer(max_epochs=1, **trainer_options).fit(
+            probe, DataLoader(Coloured(), batch_size=16)
+        )
+
+
+def test_classes_are_told_in_full_precision(trainer_options):
+    """Rounded to bfloat16, these two classes tie, and the first one is taken."""
+    encoder = OwnTrunk(nn.Conv2d(3, 6, 8))
+    head = nn.Linear(6, 3)
+    probe = LinearProbe(encoder, num_classes=3, lrs=(1.0,), head=head)
+    for layer in (probe.classifiers, probe.head):
+        layer.weight.data.zero_()
+        layer.bias.data = torch.tensor([1.0, 1.001, 0.0])
+    trainer = pl.Trainer(precision="bf16-mixed", **trainer_options)
+    ones = DataLoader([((v[0],), 1) for v, _, _ in Coloured(6)], batch_size=6)
+    (scores,) = trainer.test(probe, ones, verbose=False)
+    assert (scores["acc"], scores["acc_head"]) == (100, 100)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:You're resuming from a")
+def test_resumed_twice_at_the_end_of_an_epoch_it_takes_no_step_more(trainer_options, tmp_path):
+    """Lightning alone begins the third epoch anew after the second resume (see `EpochCount`)."""
+
+    class Steps(pl.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.seen.append((trainer.current_epoch, batch_idx))
+
+    options, files, steps = {**trainer_options, "enable_checkpointing": True}, [], []
+    for stop in (3, 4, 9):  # batches of 16 images: three are an epoch
+        saved = ModelCheckpoint(tmp_path / str(stop), every_n_train_steps=1, save_top_k=-1)
+        steps.append(Steps())
+        trainer = pl.Trainer(max_epochs=3, callbacks=[saved, steps[-1]], **options)
+        probe = LinearProbe(trunk(), num_classes=3, lrs=(1.0,))
+        file = files[-1] if files else None
+        trainer.fit(probe, DataLoader(Coloured(), batch_size=16), ckpt_path=file)
+        files += list((tmp_path / str(stop)).glob(f"*step={stop}.ckpt"))
+    assert steps[1].seen == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+    assert trainer.global_step == 9

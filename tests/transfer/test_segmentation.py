@@ -1,5 +1,6 @@
 """The Segmentation run against literal steps and schedules; its resume, scores and sentences."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from goodtransfer.data.segmentation import collate
 from goodtransfer.encoders import Normalization, OwnTrunk, build
 from goodtransfer.metrics.segmentation import confusion, scores
 from goodtransfer.optim import poly
+from goodtransfer.study.logger import CellBar, CurveLogger
 from goodtransfer.transfer import LinearProbe, Segmentation
 from goodtransfer.transfer.segmentation import colours
 from goodtransfer.weights import load_encoder
@@ -325,3 +327,49 @@ def test_a_diverged_run_names_step_and_images(world, trainer_options):
         match=r"in step \d the loss is (nan|inf) \(loss_seg (nan|inf), .*\), on a batch of images \d",
     ):
         trainer(trainer_options).fit(module, data(world))
+
+
+def test_an_interrupted_validation_leaves_nothing_to_the_next_test(trainer_options):
+    module, loader = task(num_classes=3), DataLoader(items(3), batch_size=4, collate_fn=collate)
+    (expected,) = trainer(trainer_options).test(module, loader, verbose=False)
+    image, target = items(3, count=1)[0]
+    other = {"classes": target["classes"][None], "image_id": torch.tensor([8])}
+    module.eval().validation_step((image[None], other), 0)  # and then it was stopped
+    (found,) = trainer(trainer_options).test(module, loader, verbose=False)
+    assert found == expected
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_score_that_was_not_made_before_a_kill_is_made_on_resume(
+    world, trainer_options, tmp_path
+):
+    """Of a step within an epoch and of one at its end; none is made twice."""
+
+    class Seen(pl.Callback):
+        def __init__(self):
+            self.steps = []
+
+        def on_validation_start(self, trainer, pl_module):
+            self.steps.append(trainer.global_step)
+
+    def run(name, file=None):
+        """Its end, and the rows of its scores."""
+        module, seen, logger = task(eval_iters=(2, 3)), Seen(), CurveLogger(tmp_path / name)
+        saved = ModelCheckpoint(tmp_path / f"{name} kept", every_n_train_steps=1, save_top_k=-1)
+        options = {**trainer_options, "enable_checkpointing": True, "logger": logger}
+        fit = trainer(options, callbacks=[saved, seen, CellBar("run")], log_every_n_steps=1)
+        fit.fit(module, data(world), ckpt_path=file)
+        rows = [json.loads(row) for row in (tmp_path / name).read_text().splitlines()]
+        scores = [{k: row[k] for k in row if k != "epoch"} for row in rows if "city_mIoU" in row]
+        return module.state_dict(), scores, seen.steps
+
+    straight, scored, _ = run("straight")
+    assert [row["step"] + 1 for row in scored] == [2, 3]
+    for killed, made in ((1, [2, 3]), (2, [2, 3]), (3, [3]), (4, [])):
+        (file,) = (tmp_path / "straight kept").glob(f"*step={killed}.ckpt")
+        state, rows, steps = run(f"again {killed}", file)
+        assert steps == made
+        assert rows == scored[2 - len(made) :]
+        assert all(
+            torch.equal(a, b) for a, b in zip(straight.values(), state.values(), strict=True)
+        )

@@ -56,3 +56,27 @@ def test_a_batch_survives_pinning_and_moving():
     assert isinstance(moved, Batch)
     assert torch.equal(moved.views[0], V1)
     assert moved.index is None
+
+
+@pytest.mark.parametrize(
+    "other", [torch.zeros(2, 40, dtype=torch.long), torch.rand(2), Y[:1], Y > 1]
+)
+def test_what_is_no_integer_for_each_image_is_no_label(other):
+    """torchvision's CelebA gives 40 attributes an image."""
+    for given in ([[V1, V2], other, other], Batch((V1, V2), other, other)):
+        batch = as_batch(given)
+        assert (batch.label, batch.index) == (None, None)
+        with pytest.raises(
+            ValueError, match=r"labels for MoCo, \(N,\) integers, but the loader gives"
+        ):
+            batch.labels_for("MoCo")
+
+
+def test_labels_are_of_the_classes():
+    batch = Batch((V1,), torch.tensor([-1, 3]))
+    assert batch.labels_for("MoCo", 4) is batch.label
+    for label, classes in ((batch.label, 3), (torch.tensor([-2, 0]), 3)):
+        low, high = label.tolist()
+        said = f"from 0 to {classes - 1}, or -1 for none, but a batch has {low} to {high}: .*MoCo"
+        with pytest.raises(ValueError, match=said):
+            Batch((V1,), label).labels_for("MoCo", classes)
