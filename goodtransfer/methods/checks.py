@@ -14,6 +14,13 @@ from goodtransfer.momentum import KeyQueue, MemoryBank
 from goodtransfer.views import as_batch, check_range
 
 
+def trained(encoder: Encoder) -> Encoder:
+    """An encoder that can learn, also one that comes frozen from a readout; what else is frozen stays so."""
+    if not any(parameter.requires_grad for parameter in encoder.parameters()):
+        encoder.requires_grad_()
+    return encoder.train()
+
+
 def check_positive(**arguments: float) -> None:
     """Refuse numbers that are not above 0."""
     for name, value in arguments.items():

@@ -113,7 +113,7 @@ class InstDisc(pl.LightningModule):
                 "Expected a number of `negatives`, which NCE draws, but got None: it is for "
                 "loss='softmax' over all of the bank."
             )
-        self.encoder: Encoder = load_encoder(encoder).requires_grad_().train()
+        self.encoder: Encoder = checks.trained(load_encoder(encoder))
         self.save_hyperparameters(ignore="encoder")  # as given: it reads the local names
         self.hparams["encoder"] = self.encoder.name
         if negatives == "auto":

@@ -115,7 +115,7 @@ class MoCo(pl.LightningModule):
         checks.check_choice("schedule", schedule, Schedule)
         if not 0 <= momentum <= 1:
             raise ValueError(f"Expected argument `momentum` in [0, 1], but got {momentum}.")
-        self.encoder: Encoder = load_encoder(encoder).requires_grad_().train()
+        self.encoder: Encoder = checks.trained(load_encoder(encoder))
         self.save_hyperparameters(ignore="encoder")
         self.hparams["encoder"] = self.encoder.name
         self.queue_size, self.temperature, self.momentum = queue_size, temperature, momentum

@@ -67,7 +67,7 @@ class SimCLR(pl.LightningModule):
     ) -> None:
         super().__init__()
         checks.check_positive(temperature=temperature, lr=lr, dim=dim)
-        self.encoder: Encoder = load_encoder(encoder).requires_grad_().train()
+        self.encoder: Encoder = checks.trained(load_encoder(encoder))
         self.save_hyperparameters(ignore="encoder")
         self.hparams["encoder"] = self.encoder.name
         self.temperature, self.lr, self.weight_decay = temperature, lr, weight_decay

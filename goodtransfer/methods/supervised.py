@@ -57,7 +57,7 @@ class SupervisedCE(pl.LightningModule):
         super().__init__()
         checks.check_positive(lr=lr)
         checks.check_choice("schedule", schedule, Schedule)
-        self.encoder: Encoder = load_encoder(encoder).requires_grad_().train()
+        self.encoder: Encoder = checks.trained(load_encoder(encoder))
         self.save_hyperparameters(ignore="encoder")
         self.hparams["encoder"] = self.encoder.name
         self.lr, self.weight_decay, self.schedule, self.views = lr, weight_decay, schedule, views

@@ -127,3 +127,12 @@ def test_a_readout_s_frozen_encoder_is_trained(method):
     module = method(probe.encoder)
     assert all(p.requires_grad for p in module.encoder.parameters())
     assert all(m.training for m in module.modules())
+
+
+def test_a_part_that_is_frozen_on_purpose_stays_so():
+    given = encoder()
+    first = next(given.parameters()).requires_grad_(False)
+    module = SupervisedCE(given, num_classes=4)
+    assert not next(module.encoder.parameters()).requires_grad
+    assert sum(not p.requires_grad for p in module.parameters()) == 1
+    assert first.requires_grad is False
