@@ -102,6 +102,7 @@ def match(path: str, name: str | None = None, dialect: str | None = None) -> Mat
     if architecture.name == f"{name}-caffe":
         name = architecture.name
     words = _words(path, trunk, own)
+    added = trunk.added if trunk else 0
     if name is None:
         fault = architecture.lack or (
             f"Expected {path} to hold a ResNet with torchvision's names (conv1.weight, layer1.0...) "
@@ -112,7 +113,7 @@ def match(path: str, name: str | None = None, dialect: str | None = None) -> Mat
         held = trunk.tensors if trunk else content.tensors
         report = Report(
             path, words, None, architecture.stem, trunk.normalization if trunk else None, own,
-            aside=len(content.tensors) - len(held) + (trunk.added if trunk else 0), dtypes=_dtypes(held), fault=fault,
+            aside=len(content.tensors) - len(held) + added, dtypes=_dtypes(held), fault=fault,
             parameters=_count(held, _weights(held)),
         )  # fmt: skip
         return Match(None, {}, report)
