@@ -245,6 +245,7 @@ def _fit(
     dtypes = _dtypes({n: v for n, v in matched.items() if wanted[n].is_floating_point()})
     if others := [dtype for dtype in dtypes if dtype != "float32"]:
         notes.append(f"{', '.join(others)} is cast to float32")
+    added = trunk.added if trunk else 0
     nothing = bool(wanted) and not matched  # an encoder of pixels has no weights
     hopeless = bool(odd or untrue or nothing)
     fault = ""
@@ -266,7 +267,7 @@ def _fit(
     report = Report(
         path, words, encoder.name, stem, encoder.normalization, content.provenance,
         len(wanted), tuple(matched), tuple(missing), tuple(unexpected),
-        len(content.tensors) - len(matched) - len(unexpected) + (trunk.added if trunk else 0), dtypes,
+        len(content.tensors) + added - len(matched) - len(unexpected), dtypes,
         _count(matched, {name for name, _ in encoder.network.named_parameters()}),
         tuple(notes), fault, not hopeless,
     )  # fmt: skip

@@ -137,6 +137,7 @@ def _classifier(encoder: Encoder, tensors: dict[str, Tensor], head: nn.Linear) -
     if isinstance(encoder, ResNet):
         return {f"fc.{key}": value for key, value in weights.items()}
     library, _, model = encoder.name.partition(":")
+    theirs: Any
     if library == "timm":
         import timm
 
