@@ -52,15 +52,19 @@ def lines(path: Path) -> Iterator[str]:
         yield from opened
 
 
-def parsed_json(path: str | Path) -> Any:
+def parsed_json(path: str | Path, at_most: int | None = None) -> Any:
     """What a JSON file says.
+
+    Args:
+        path: of the file.
+        at_most: bytes; a larger one is not read.
 
     Raises:
         OSError: as :func:`content`.
         ValueError: for what is no JSON, or is nested deeper than Python can follow.
     """
     try:
-        return json.loads(content(path))
+        return json.loads(content(path, at_most))
     except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(
             f"Expected JSON at {path}, but it cannot be parsed ({error or type(error).__name__}): "

@@ -80,13 +80,14 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from goodtransfer.weights import load_classifier, load_encoder, read_provenance, save_encoder
-    from goodtransfer.weights.released import fetched
+    from goodtransfer.weights.encoder import name_and_path
 
     source, to = arguments.source, arguments.to
     options = {"partial": arguments.partial, "dialect": arguments.dialect}
     encoder = load_encoder(source, **options)
     head = load_classifier(source, dialect=arguments.dialect)
-    known = read_provenance(fetched(source.partition("@")[2] or source))
+    _, path = name_and_path(source)
+    known = read_provenance(path) if path else None
     origin: dict[str, Any] = dict(known.origin) if known else {"converted": Path(source).name}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if to == "detectron2":

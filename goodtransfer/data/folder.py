@@ -90,13 +90,16 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 def with_classes(parts: Parts, chosen: Files) -> Parts:
-    """The data set with ``chosen`` to train on; the classes it leaves are numbered anew."""
-    present = np.unique(chosen.labels)
-    number = np.full(len(parts.class_names), -1)
+    """The data set with ``chosen`` to train on; the classes it leaves are numbered anew.
+
+    Images without a label, -1, stay so.
+    """
+    present = np.unique(chosen.labels[chosen.labels >= 0])
+    number = np.full(len(parts.class_names) + 1, -1)  # by label; the last one's is that of -1
     number[present] = np.arange(len(present))
     val = parts.val
     if val is not None:
-        val = val.take(number[val.labels] >= 0)
+        val = val.take((number[val.labels] >= 0) | (val.labels < 0))
         val = val.relabelled(number[val.labels])
     names = [parts.class_names[label] for label in present]
     return Parts(names, chosen.relabelled(number[chosen.labels]), val)

@@ -5,7 +5,7 @@ its feature maps by stage: stage s has, in the usual networks, a stride of 2^s.
 """
 
 from goodtransfer.encoders.base import IMAGENET, Encoder, Normalization, pooled
-from goodtransfer.encoders.build import as_encoder, build, from_torchvision
+from goodtransfer.encoders.build import as_encoder, build, from_torchvision, torchvision_input
 from goodtransfer.encoders.resnet import ResNet, resnet_name
 from goodtransfer.encoders.trunks import OwnTrunk, Pixels, SequentialTrunk, TimmTrunk
 
@@ -23,4 +23,5 @@ __all__ = [
     "from_torchvision",
     "pooled",
     "resnet_name",
+    "torchvision_input",
 ]

@@ -7,10 +7,10 @@ from typing import Any
 
 import torchvision
 from torch import nn
-from torchvision.models import get_model, list_models
+from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
-from goodtransfer.encoders.base import Encoder, Normalization
+from goodtransfer.encoders.base import IMAGENET, Encoder, Normalization
 from goodtransfer.encoders.resnet import RESNETS, ResNet, resnet_name
 from goodtransfer.encoders.trunks import OwnTrunk, Pixels, SequentialTrunk, TimmTrunk
 
@@ -39,7 +39,9 @@ def build(name: str) -> Encoder:
     source, _, model = name.partition(":")
     if source == "torchvision" and model:
         _check_known(model, list_models(module=torchvision.models), source)
-        return from_torchvision(name, get_model(model, weights=None))
+        encoder = from_torchvision(name, get_model(model, weights=None))
+        encoder.set_normalization(torchvision_input(model))
+        return encoder
     if source == "timm" and model:
         return _from_timm(name, model)
     raise ValueError(
@@ -94,6 +96,19 @@ def from_torchvision(name: str, model: nn.Module) -> Encoder:
         f"Expected a torchvision network with a trunk called `features`, or a ResNet, but got "
         f"{name}: pass OwnTrunk(your_module) around its trunk."
     )
+
+
+def torchvision_input(model: str) -> Normalization:
+    """What torchvision's own weights of a network want; ImageNet's statistics where it has none.
+
+    >>> torchvision_input("efficientnet_v2_l").mean
+    (0.5, 0.5, 0.5)
+    """
+    weights: Any = get_model_weights(model)
+    if not len(weights):
+        return IMAGENET
+    transforms = weights.DEFAULT.transforms()
+    return Normalization(tuple(transforms.mean), tuple(transforms.std))
 
 
 def _check_known(model: str, names: list[str], library: str) -> None:

@@ -2,12 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from goodtransfer.encoders import resnet_name
+from goodtransfer.foreign import plain
+
+# timm's names, old ones too, of the networks that torchvision's ResNets are.
+_PLAIN = re.compile(r"(?:(?:tv|ssl|swsl)_)?resnet\d+(?:\..*)?|gluon_resnet\d+_v1b(?:\..*)?")
 
 
 class Architecture(NamedTuple):
@@ -24,13 +28,17 @@ class Architecture(NamedTuple):
     lack: str = ""
 
 
-def read_architecture(path: str, tensors: Mapping[str, Tensor], caffe: bool) -> Architecture:
+def read_architecture(
+    path: str, tensors: Mapping[str, Tensor], caffe: bool, stated: Any = None
+) -> Architecture:
     """Tell the ResNet of a state dict in torchvision's names.
 
     Args:
         path: for the sentence.
         tensors: with those of the first block.
         caffe: it strides in the first 1x1 of a bottleneck, which no tensor tells.
+        stated: its name in timm's config.json, if one lies beside it: an anti-aliased ResNet, which
+            no tensor tells either, is another network.
     """
     first = tensors.get("conv1.weight")
     for part in ("conv1", "layer1.0.conv1", "layer1.0.conv2"):
@@ -75,5 +83,11 @@ def read_architecture(path: str, tensors: Mapping[str, Tensor], caffe: bool) -> 
             f"Expected a plain ResNet in {path}, but its first block is of {inner} channels with "
             f"{second.shape[1]} in a group, as wide ResNets and ResNeXts have: name it, e.g. "
             f"torchvision:wide_resnet50_2@{path}.",
+        )  # fmt: skip
+    if isinstance(stated, str) and not _PLAIN.fullmatch(stated):
+        return Architecture(
+            None, stem,
+            f"Expected a plain ResNet in {path}, but the config.json beside it says {plain(stated)}, "
+            f"which may run the same tensors otherwise: name it `timm:{plain(stated)}@{path}`.",
         )  # fmt: skip
     return Architecture(name + "-caffe" * (caffe and block is Bottleneck), stem)

@@ -45,7 +45,7 @@ def to_detectron2(name: str) -> str:
 
 
 _CAFFE2_ENDS = {
-    "w": "weight", "b": "bias", "bn_s": "norm.weight", "bn_b": "norm.bias",
+    "w": "weight", "bn_s": "norm.weight", "bn_b": "norm.bias",
     "bn_gamma": "norm.weight", "bn_beta": "norm.bias",
     "bn_rm": "norm.running_mean", "bn_running_mean": "norm.running_mean",
     "bn_riv": "norm.running_var", "bn_running_var": "norm.running_var",
@@ -53,7 +53,10 @@ _CAFFE2_ENDS = {
 
 
 def _from_caffe2(name: str) -> str | None:
-    """Detectron's: conv1_w, res_conv1_bn_s, res2_0_branch2a_w; None for its heads."""
+    """Detectron's: conv1_w, res_conv1_bn_s, res2_0_branch2a_w; None for its heads.
+
+    Its conv1_b is one, too: a convolution before batch norm has no bias, and detectron2 leaves it out.
+    """
     pattern = r"(?:(res\d)_(\d+)_branch(1|2[abc])|(?:res_)?(conv1))_(\w+)"
     found = re.fullmatch(pattern, name)
     if not found or found[5] not in _CAFFE2_ENDS:

@@ -8,7 +8,14 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from goodtransfer.encoders import Encoder, Normalization, as_encoder, build, from_torchvision
+from goodtransfer.encoders import (
+    Encoder,
+    Normalization,
+    as_encoder,
+    build,
+    from_torchvision,
+    torchvision_input,
+)
 from goodtransfer.weights.files import SUFFIXES, read
 from goodtransfer.weights.match import match, read_trunk
 from goodtransfer.weights.released import fetched, place
@@ -72,7 +79,7 @@ def inspect(encoder: str | Path, *, dialect: str | None = None) -> Report:
     >>> len(report.matched), report.wanted, report.missing
     (72, 72, ())
     """
-    name, path = _name_and_path(encoder)
+    name, path = name_and_path(encoder)
     if path is None:
         raise ValueError(f"Expected a weight file or NAME@FILE, but got {encoder}.")
     return match(path, name, dialect).report
@@ -137,7 +144,7 @@ def load_classifier(spec: str | Path, *, dialect: str | None = None) -> nn.Linea
     ...     load_head(path), load_classifier(path)
     (None, Linear(in_features=64, out_features=20, bias=True))
     """
-    name, path = _name_and_path(spec)
+    name, path = name_and_path(spec)
     if path is None or path == "pretrained":
         return None
     if (head := load_head(path)) is not None or name is not None:
@@ -164,7 +171,7 @@ def restore_input(encoder: Encoder, described: dict[str, Any]) -> None:
     encoder.set_normalization(values and Normalization(*(tuple(v) for v in values)))
 
 
-def _name_and_path(spec: str | Path) -> tuple[str | None, str | None]:
+def name_and_path(spec: str | Path) -> tuple[str | None, str | None]:
     """What a user's word names: an architecture, a file, or both; what is elsewhere is downloaded."""
     if isinstance(spec, str) and place(spec):
         return None, fetched(spec)
@@ -180,7 +187,7 @@ def _name_and_path(spec: str | Path) -> tuple[str | None, str | None]:
 
 
 def _resolve(spec: str | Path, partial: bool, dialect: str | None) -> Encoder:
-    name, path = _name_and_path(spec)
+    name, path = name_and_path(spec)
     if path is None:
         return build(str(name))
     if path == "pretrained":
@@ -202,7 +209,9 @@ def _pretrained(name: str) -> Encoder:
     """Weights that torchvision or timm download by themselves."""
     source, _, model = name.partition(":")
     if source == "torchvision":
-        return from_torchvision(name, get_model(model, weights="DEFAULT"))
+        encoder = from_torchvision(name, get_model(model, weights="DEFAULT"))
+        encoder.set_normalization(torchvision_input(model))
+        return encoder
     if source == "timm":
         encoder = build(name)  # says so where timm is missing
         import timm

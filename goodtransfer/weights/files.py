@@ -73,8 +73,8 @@ def read(path: str | Path) -> Content:
     """A weight file of any kind, without running code.
 
     Raises:
-        FileNotFoundError: naming the path.
-        ValueError: for a folder, a damaged file, one that holds more than tensors and plain types,
+        FileNotFoundError: naming the path; for a folder, too.
+        ValueError: for a damaged file, one that holds more than tensors and plain types,
             or no tensors.
     """
     path = Path(path).expanduser()
@@ -122,11 +122,6 @@ def _pixel_statistics(tensors: dict[str, Tensor]) -> list[str]:
         return ["pixel_mean of RGB"]
     divided = std is not None and bool((std != 1).any())
     return [] if divided else ["pixel_mean of BGR"]  # BGR that is divided is neither kind
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a file by name; see :func:`read`."""
-    return read(path).tensors
 
 
 def read_provenance(path: str | Path) -> Provenance | None:

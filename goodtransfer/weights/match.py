@@ -19,18 +19,25 @@ from goodtransfer.weights.report import Report, named
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "head_drop.")
 _STATISTICS = re.compile(r"(?:bn\d|downsample\.1)\.running_(?:mean|var)")
 _RESNET = re.compile(r"resnet\d+(?:w(\d+))?(?:-caffe)?")
+_OF_RESNET = re.compile(r"(?:conv1|bn1|layer\d+)\.")
 _PREFIXES = 100  # before the same names in one file that are tried; each takes a look at all names
+# As in the files that torchvision itself downloads, and renames.
+_OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
 _NORM = re.compile(r"((?:.*\.)?(?:bn\d|downsample\.1))\.weight")
 
 
 class Trunk(NamedTuple):
-    """The ResNet in a file: its tensors in torchvision's names and for RGB, and what it is."""
+    """The ResNet in a file: its tensors in torchvision's names and for RGB, and what it is.
+
+    ``added`` counts those that the file does not hold.
+    """
 
     tensors: dict[str, Tensor]
     dialect: Dialect
     architecture: Architecture
     normalization: Normalization | None
     notes: list[str]
+    added: int
 
     @property
     def prefix(self) -> str:
@@ -95,6 +102,7 @@ def match(path: str, name: str | None = None, dialect: str | None = None) -> Mat
     if architecture.name == f"{name}-caffe":
         name = architecture.name
     words = _words(path, trunk, own)
+    added = trunk.added if trunk else 0
     if name is None:
         fault = architecture.lack or (
             f"Expected {path} to hold a ResNet with torchvision's names (conv1.weight, layer1.0...) "
@@ -105,7 +113,7 @@ def match(path: str, name: str | None = None, dialect: str | None = None) -> Mat
         held = trunk.tensors if trunk else content.tensors
         report = Report(
             path, words, None, architecture.stem, trunk.normalization if trunk else None, own,
-            aside=len(content.tensors) - len(held), dtypes=_dtypes(held), fault=fault,
+            aside=len(content.tensors) - len(held) + added, dtypes=_dtypes(held), fault=fault,
             parameters=_count(held, _weights(held)),
         )  # fmt: skip
         return Match(None, {}, report)
@@ -142,20 +150,21 @@ def read_trunk(path: str, content: Content, asked: str | None = None) -> Trunk |
         return None
     renamed = {found.strip(name): tensor for name, tensor in content.tensors.items()}
     tensors = {name: tensor for name, tensor in renamed.items() if name is not None}
-    notes = [found.note] if found.note else []
+    notes, held = [found.note] if found.note else [], len(tensors)
     settings = _settings_beside(Path(path))
-    if found.caffe:
+    if found.name == "detectron":  # with others, a norm without statistics may be group norm
         _as_batch_norm(tensors, notes)
-        if (first := tensors.get("conv1.weight")) is not None and first.ndim == 4:
-            tensors["conv1.weight"] = first.flip(1)
-            notes.append("it takes BGR in 0 ... 255: conv1 is turned to RGB, and std set to 1/255")
+    if found.caffe and (first := tensors.get("conv1.weight")) is not None and first.ndim == 4:
+        tensors["conv1.weight"] = first.flip(1)
+        notes.append("it takes BGR in 0 ... 255: conv1 is turned to RGB, and std set to 1/255")
     caffe = found.caffe or settings.get("downsample_in_bottleneck") is True
     return Trunk(
         tensors,
         found,
-        read_architecture(path, tensors, caffe),
+        read_architecture(path, tensors, caffe, settings.get("architecture")),
         CAFFE if found.caffe else _normalization(settings),
         notes,
+        len(tensors) - held,
     )
 
 
@@ -175,7 +184,7 @@ def _settings_beside(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in ("config.json", "preprocessor_config.json"):
         try:
-            found |= parsed_json(path.with_name(file))
+            found |= parsed_json(path.with_name(file), at_most=2**24)
         except (OSError, ValueError, TypeError):
             continue
     return found
@@ -221,11 +230,7 @@ def _fit(
     matched = {name: tensor for name, tensor in given.items() if name in wanted}
     # Files from before torch 0.4.1, and FrozenBN, have no counters, and nothing depends on them.
     missing = [n for n in wanted if n not in given and not n.endswith("num_batches_tracked")]
-    unexpected = [
-        n
-        for n in given
-        if n not in wanted and not n.removeprefix("features.").startswith(_CLASSIFIERS)
-    ]
+    unexpected = [n for n in given if n not in wanted and _of_trunk(n, encoder)]
     odd = [
         f"{n} {tuple(v.shape)} instead of {tuple(wanted[n].shape)}"
         for n, v in matched.items()
@@ -240,6 +245,7 @@ def _fit(
     dtypes = _dtypes({n: v for n, v in matched.items() if wanted[n].is_floating_point()})
     if others := [dtype for dtype in dtypes if dtype != "float32"]:
         notes.append(f"{', '.join(others)} is cast to float32")
+    added = trunk.added if trunk else 0
     nothing = bool(wanted) and not matched  # an encoder of pixels has no weights
     hopeless = bool(odd or untrue or nothing)
     fault = ""
@@ -261,17 +267,25 @@ def _fit(
     report = Report(
         path, words, encoder.name, stem, encoder.normalization, content.provenance,
         len(wanted), tuple(matched), tuple(missing), tuple(unexpected),
-        len(content.tensors) - len(matched) - len(unexpected), dtypes,
+        len(content.tensors) + added - len(matched) - len(unexpected), dtypes,
         _count(matched, {name for name, _ in encoder.network.named_parameters()}),
         tuple(notes), fault, not hopeless,
     )  # fmt: skip
     return Match(encoder, matched, report)
 
 
+def _of_trunk(name: str, encoder: Encoder) -> bool:
+    """Whether a name is of the trunk, and not of a head, prototypes, ... beside it."""
+    if isinstance(encoder, ResNet):
+        return bool(_OF_RESNET.match(name))
+    return not name.removeprefix("features.").startswith(_CLASSIFIERS)
+
+
 def _best(
     wanted: Mapping[str, Tensor], tensors: dict[str, Tensor], trunk: Trunk | None
 ) -> dict[str, Tensor]:
     """The file's tensors under the names that agree with the encoder's most often."""
+    tensors = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in tensors.items()}
     candidates = [trunk.tensors] if trunk else []
     if trunk:  # torchvision's ResNets that are kept as they are
         candidates.append({f"features.{name}": value for name, value in trunk.tensors.items()})

@@ -44,6 +44,9 @@ HARMLESS: Mapping[str, type] = dict.fromkeys(
         "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode",
         "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig",
         "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.WindowsPath",
+        # Lightning before 1.5 keeps the state of a callback by its class.
+        "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
         "typing.Any",
     ),
     Inert,

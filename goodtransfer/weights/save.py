@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torchvision.models import get_model
 
 from goodtransfer.encoders import IMAGENET, Encoder, ResNet, build
 from goodtransfer.weights.dialects import to_detectron2
@@ -48,7 +49,8 @@ def save_encoder(
 
     Raises:
         ValueError: for a path that could not be read again, and for weights that the other library's
-            network would run differently.
+            network would run differently, a ``head`` too: few networks but ResNets have a classifier
+            that is one linear layer on the mean of the last map.
 
     Returns:
         The path.
@@ -118,10 +120,50 @@ def _foreign(encoder: Encoder, head: nn.Linear | None, to: str) -> dict[str, Ten
         factor = torch.tensor(theirs.std) / torch.tensor(std)
         first = tensors["conv1.weight"]
         tensors["conv1.weight"] = first * factor.to(first).view(1, 3, 1, 1)
+    if "features.conv1.weight" in tensors:  # a ResNet of torchvision's that is not ours
+        tensors = {name.removeprefix("features."): value for name, value in tensors.items()}
     if head is not None:
-        name = "fc" if isinstance(encoder, ResNet) else "head"
-        tensors |= {f"{name}.{key}": value for key, value in head.state_dict().items()}
+        tensors |= _classifier(encoder, tensors, head)
     return _plain(tensors)
+
+
+@torch.no_grad()
+def _classifier(encoder: Encoder, tensors: dict[str, Tensor], head: nn.Linear) -> dict[str, Tensor]:
+    """The head by the name that it has in its library, where a trial gives the same logits.
+
+    Only a trial tells what else that network does between the last map and the classifier.
+    """
+    weights = head.state_dict()
+    if isinstance(encoder, ResNet):
+        return {f"fc.{key}": value for key, value in weights.items()}
+    library, _, model = encoder.name.partition(":")
+    theirs: Any
+    if library == "timm":
+        import timm
+
+        theirs = timm.create_model(model, num_classes=head.out_features)
+        name = theirs.pretrained_cfg["classifier"]
+    else:
+        theirs = get_model(model, num_classes=head.out_features)
+        name = ([n for n, m in theirs.named_modules() if isinstance(m, nn.Linear)] or [""])[-1]
+    found = {f"{name}.{key}": value for key, value in weights.items()}
+    twin = build(encoder.name).eval()  # of no other device or mode
+    twin.network.load_state_dict(encoder.network.state_dict())
+    x = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    try:
+        theirs.load_state_dict(tensors | found)
+        features = twin(x, normalized=True)[5].mean((2, 3))
+        expected = nn.functional.linear(features, *(v.to(features) for v in weights.values()))
+        error = (theirs.eval()(x) - expected).abs().max()
+        same = bool(error <= 1e-3 * expected.abs().max())
+    except RuntimeError:  # other names or shapes
+        same = False
+    if not same:
+        raise ValueError(
+            f"Expected a head that is all of the classifier of {encoder.name}, but there it is more than "
+            "one linear layer on the mean of the last map: write it without head, or as safetensors."
+        )
+    return found
 
 
 def _detectron2(encoder: Encoder, header: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -82,6 +83,27 @@ def world(tmp_path):
 def run(*words):
     assert cli.main(["diagnose", *map(str, words)]) == 0
     return json.loads(Path("out/diagnosis.json").read_text())
+
+
+def test_the_ground_truth_of_a_voc_needs_no_images(world):
+    from goodtransfer.data import VOCDetectionDataModule
+
+    records = VOCDetectionDataModule("data", class_names=CLASSES).records("test")
+    shutil.rmtree("data/VOCdevkit/VOC2007/JPEGImages")
+    truth = read_voc(Path("data"), "2007/test", CLASSES)
+    assert truth.images == tuple(record.name for record in records)
+    assert truth.sizes.tolist() == [[record.width, record.height] for record in records]
+    rows = [
+        (number, label, x1 + 1, y1 + 1, x2, y2, difficult)
+        for number, r in enumerate(records)
+        for (x1, y1, x2, y2), label, difficult in zip(r.boxes, r.labels, r.difficult, strict=True)
+    ]
+    of = truth.objects
+    assert len(rows) > 20
+    assert rows == [
+        (*words, *box, difficult)
+        for *words, box, difficult in zip(of.images, of.labels, of.boxes, of.difficult, strict=True)
+    ]
 
 
 def matches(tree, estimates, place):

@@ -8,6 +8,7 @@ import torchvision
 from goodtransfer import load_encoder, save_encoder
 from goodtransfer.cli import main
 from goodtransfer.encoders import build
+from goodtransfer.weights import read_provenance
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,16 @@ def test_convert(to, file, files, tmp_path, capsys):
             "MODEL.PIXEL_MEAN [123.675, 116.28, 103.53]",
             "MODEL.PIXEL_STD [58.395, 57.12, 57.375]",
         ]
+
+
+def test_convert_keeps_the_origin_of_a_path_with_an_at(files, tmp_path):
+    (tmp_path / "a@b").mkdir()
+    source = tmp_path / "a@b" / "ours.safetensors"
+    source.write_bytes((files / "ours.safetensors").read_bytes())
+    for number, word in enumerate((str(source), f"resnet10w8@{source}")):
+        out = tmp_path / f"{number}.safetensors"
+        assert main(["weights", "convert", word, str(out)]) == 0
+        assert read_provenance(out).origin == {"method": "MoCoV2", "seed": 1}
 
 
 def test_convert_refuses_in_a_sentence(files, tmp_path, capsys):

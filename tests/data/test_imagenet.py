@@ -13,6 +13,9 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 
 from goodtransfer.data import ImageNetDataModule
+from goodtransfer.data.files import scan
+from goodtransfer.data.folder import with_classes
+from goodtransfer.data.images import Parts
 from goodtransfer.views import decode, recipe
 
 SIZE = 8
@@ -111,6 +114,27 @@ def test_tenth_of_every_class(tmp_path):
     assert again.num_images == 6
     assert paths(data, "train") == paths(again, "train")  # one subset for every seed of a run
     assert data.files("train").labels.tolist() == [0, 0, 0, 1, 2, 2]
+
+
+def test_a_tenth_of_images_without_labels(tree):
+    root, _ = tree
+    data = ImageNetDataModule(root, subset="10%", labelled=False)
+    assert (data.class_names, data.num_images, len(data.files("val"))) == ([], 3, 9)
+    assert {*data.files("train").labels, *data.files("val").labels} == {-1}
+
+
+def test_images_without_a_label_keep_none(tree):
+    """Not that of the last class, which Python's -1 would be."""
+    root, _ = tree
+    train, names = scan(root / "train", "")
+    parts = Parts(names, train, train.relabelled(np.where(train.labels == 1, -1, train.labels)))
+    chosen = train.relabelled(np.where(train.labels == 0, -1, train.labels))
+    chosen = chosen.take(chosen.labels < 2)
+    found = with_classes(parts, chosen)
+    assert found.class_names == ["bee"]
+    assert found.train.labels.tolist() == [-1] * 8 + [0] * 10
+    assert found.val.labels.tolist() == [-1] * 10
+    assert [found.val.name(n)[:3] for n in range(10)] == ["bee"] * 10
 
 
 def test_hundred_classes(tmp_path):

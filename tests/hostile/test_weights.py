@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from goodtransfer import load_encoder, save_encoder
 from goodtransfer.encoders import build
 from goodtransfer.weights import inspect, load_head, read_provenance
-from goodtransfer.weights.files import read, read_tensors
+from goodtransfer.weights.files import read
 
 sys.path.insert(0, str(Path(__file__).parent))
 from forked import assert_clean, outcomes
 from mutations import CASES, dice, mutated
 
-READERS = (load_encoder, inspect, read_tensors, load_head, read_provenance)
+READERS = (load_encoder, inspect, read, load_head, read_provenance)
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +86,11 @@ def test_broken_weights(kind, weights, tmp_path):
 
     for content, suffix in files:
         (tmp_path / f"net{suffix}").write_bytes(content)
-        assert len(read_tensors(tmp_path / f"net{suffix}")) == len(weights)
+        assert len(read(tmp_path / f"net{suffix}").tensors) == len(weights)
     assert_clean(outcomes(case, CASES[kind], tmp_path, gigabytes=2), CASES[kind])
 
 
-def refused(path, readers=(load_encoder, inspect, read_tensors), seconds=10):
+def refused(path, readers=(load_encoder, inspect, read), seconds=10):
     """In a process of its own, which neither hangs nor fills the memory; one sentence from each."""
     found = outcomes(
         lambda n: readers[n](path), len(readers), path.parent, seconds=seconds, gigabytes=1
@@ -218,7 +218,7 @@ def test_settings_that_name_their_parents_are_read(weights, tmp_path):
     for number in range(2000):
         settings[f"option_{number}"] = {"value": number, "parent": settings}
     torch.save({"state_dict": dict(weights), "config": settings}, tmp_path / "net.pth")
-    assert read_tensors(tmp_path / "net.pth").keys() == weights.keys()
+    assert read(tmp_path / "net.pth").tensors.keys() == weights.keys()
 
 
 def test_an_honest_file_may_share_and_hold_itself(weights, tmp_path):
@@ -226,7 +226,7 @@ def test_an_honest_file_may_share_and_hold_itself(weights, tmp_path):
     settings["parent"] = settings
     path = tmp_path / "net.pth"
     torch.save({"state_dict": dict(weights), "more": settings, "again": [settings] * 9}, path)
-    assert read_tensors(path).keys() == weights.keys()
+    assert read(path).tensors.keys() == weights.keys()
 
 
 # --- Names
@@ -324,6 +324,19 @@ def test_settings_beside_the_weights_that_cannot_be(settings, weights, tmp_path)
     assert outcomes(lambda _: load_encoder(path), 1, tmp_path, seconds=5) == ["a result"]
 
 
+def test_settings_beside_the_weights_without_end(weights, tmp_path):
+    """No such file has more than some thousand bytes."""
+    path, told = tmp_path / "net.pth", '{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}'
+    torch.save(dict(weights), path)
+    expected = load_encoder(path).normalization
+    for file in ("config.json", "preprocessor_config.json"):
+        (tmp_path / file).write_text(told.ljust(2**24 + 1))
+        assert load_encoder(path).normalization == expected
+        (tmp_path / file).write_text(told.ljust(2**24))
+        assert load_encoder(path).normalization.mean == (0, 0, 0)
+        (tmp_path / file).unlink()
+
+
 @pytest.mark.parametrize(
     "head",
     [{"head.weight": torch.zeros(3, 4)}, {"head.weight": torch.zeros(()), "head.bias": torch.zeros(3)},
@@ -350,7 +363,7 @@ def test_every_type_that_safetensors_knows(kind, tmp_path):
     content = json.dumps({"conv1.weight": entry}).encode()
     path = tmp_path / "net.safetensors"
     path.write_bytes(struct.pack("<Q", len(content)) + content + bytes(size))
-    found = outcomes(lambda n: (read_tensors, load_encoder)[n](path), 2, tmp_path)
+    found = outcomes(lambda n: (read, load_encoder)[n](path), 2, tmp_path)
     assert found[0] in ("a result", "one sentence")
     assert found[1] == "one sentence"
 
@@ -375,5 +388,5 @@ def test_arrays_of_a_pickle_are_still_read(weights, tmp_path):
     for protocol in range(6):
         path = tmp_path / "net.pkl"
         path.write_bytes(pickle.dumps({"model": {"a": shared, "b": shared}, "blobs": {}}, protocol))
-        found = read_tensors(path)
+        found = read(path).tensors
         assert found["a"].tolist() == found["b"].tolist() == [[0, 1, 2], [3, 4, 5]]

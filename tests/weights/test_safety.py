@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from safetensors.torch import save_file
 
 from goodtransfer import load_encoder, save_encoder
 from goodtransfer.encoders import build
 from goodtransfer.weights import inspect, load_head, read_provenance
-from goodtransfer.weights.files import read_tensors
+from goodtransfer.weights.files import read
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compared import refused
@@ -71,8 +72,8 @@ def test_commands_in_torch_files_do_not_run(name, legacy, weights, trap, tmp_pat
     path = tmp_path / "net.pth"
     content = {"state_dict": dict(weights), "args": COMMANDS[name](trap)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    for read in (load_encoder, inspect, read_tensors):
-        assert f"it asks for {name}, which is code" in sentence(path, read)
+    for reader in (load_encoder, inspect, read):
+        assert f"it asks for {name}, which is code" in sentence(path, reader)
     assert not trap.exists()
 
 
@@ -167,6 +168,49 @@ def test_settings_of_packages_that_are_not_there(weights, tmp_path, monkeypatch)
         load_encoder(tmp_path / "net.torch")
 
 
+def with_callbacks(weights, called):
+    """A checkpoint of Lightning before 1.5, by hand: its callbacks' classes are keys of a dict."""
+    content = bytes_of({"state_dict": dict(weights), "callbacks": "HERE"})
+    classes = (
+        b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n",
+        b"cpytorch_lightning.callbacks.early_stopping\nEarlyStopping\n",
+    )
+    call = b"X\x04\x00\x00\x00trap\x85R" if called else b""
+    entries = b"".join(name + call + b"}X\x04\x00\x00\x00bestK\x01ss" for name in classes)
+    return rewritten(content, b"X\x04\x00\x00\x00HERE", b"}" + entries)
+
+
+def bytes_of(content):
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+def rewritten(content, old, new):
+    """A torch file with other words in its pickle."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(out, "w") as target:
+        for entry in source.infolist():
+            data = source.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert data.count(old) == 1
+                data = data.replace(old, new)
+            target.writestr(entry.filename, data)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_classes_of_callbacks_are_read_and_never_called(called, weights, tmp_path, monkeypatch):
+    ran = []
+    for kind in (pl.callbacks.ModelCheckpoint, pl.callbacks.EarlyStopping):
+        monkeypatch.setattr(kind, "__init__", lambda *words: ran.append(words))
+    path = tmp_path / "old.ckpt"
+    path.write_bytes(with_callbacks(weights, called))
+    found = load_encoder(path).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
+    assert ran == []
+
+
 # --- safetensors
 
 
@@ -200,8 +244,8 @@ def test_absurd_safetensors_are_refused(name, tmp_path):
     for suffix in (".safetensors", ".bin"):
         path = tmp_path / f"net{suffix}"
         path.write_bytes(HEADERS[name])
-        for read in (load_encoder, inspect, load_head):
-            assert "Expected a safetensors file, but " in sentence(path, read)
+        for reader in (load_encoder, inspect, load_head):
+            assert "Expected a safetensors file, but " in sentence(path, reader)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +256,8 @@ def test_absurd_safetensors_are_refused(name, tmp_path):
 def test_a_damaged_header_of_ours_is_refused(header, weights, tmp_path):
     path = tmp_path / "net.safetensors"
     save_file(dict(weights), path, metadata={"goodtransfer": header})
-    for read in (load_encoder, read_provenance):
-        assert "its header is damaged" in sentence(path, read)
+    for reader in (load_encoder, read_provenance):
+        assert "its header is damaged" in sentence(path, reader)
 
 
 def test_a_header_cannot_ask_for_a_giant(tmp_path):
@@ -257,7 +301,7 @@ CLAIMS = {
 @pytest.mark.parametrize("name", CLAIMS)
 def test_tensors_that_claim_too_much_are_refused(name, tmp_path):
     archive(tmp_path / "net.pth", *CLAIMS[name])
-    sentence(tmp_path / "net.pth", read_tensors)
+    sentence(tmp_path / "net.pth", read)
 
 
 def test_zip_bombs_are_refused(tmp_path):
@@ -296,7 +340,7 @@ def test_flipped_bytes_are_refused_or_read(weights, tmp_path):
             broken[rng.integers(0, 3000, 20)] = rng.integers(0, 256, 20)
             path.write_bytes(broken.tobytes())
             try:
-                read_tensors(path)
+                read(path)
             except ValueError as error:
                 assert str(error).startswith("Expected")  # noqa: PT017
 

@@ -112,6 +112,53 @@ def test_other_networks_go_to_their_own_library(name, tmp_path):
         save_encoder(tmp_path / "net.pkl", encoder, to="detectron2")
 
 
+OTHERS = (
+    "timm:tf_efficientnet_lite0", "timm:resnet18", "torchvision:mobilenet_v2",
+    "torchvision:resnext50_32x4d",
+)  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_classifier_of_another_network_has_its_librarys_name(name, tmp_path):
+    torch.manual_seed(0)
+    library, _, model = name.partition(":")
+    encoder = scrambled(build(name))
+    head = nn.Linear(encoder.channels[5], 3)
+    path = save_encoder(tmp_path / "net.pth", encoder, head=head, to=library)
+    if library == "timm":
+        timm = pytest.importorskip("timm")
+        theirs = timm.create_model(model, num_classes=3, checkpoint_path=path).eval()
+    else:
+        theirs = torchvision.models.get_model(model, num_classes=3).eval()
+        theirs.load_state_dict(torch.load(path), strict=True)
+    images = torch.rand(2, 3, 64, 64)
+    expected = head(encoder(images)[5].mean((2, 3)))
+    torch.testing.assert_close(theirs(encoder.normalize(images)), expected, rtol=1e-4, atol=1e-4)
+    found = load_encoder(f"{name}@{path}").state_dict()
+    assert all(torch.equal(found[n], v) for n, v in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["torchvision:squeezenet1_1",  # a convolution
+     "torchvision:mobilenet_v3_small",  # two layers
+     "torchvision:densenet121",  # the names fit, but a ReLU is before it
+     "timm:convnext_atto"],  # a norm, whose weights are the trunk's
+)  # fmt: skip
+def test_a_classifier_that_is_more_than_linear_is_not_written(name, tmp_path):
+    torch.manual_seed(0)
+    encoder = scrambled(build(name))
+    with pytest.raises(ValueError, match=f"all of the classifier of {name}, but there it is more"):
+        save_encoder(
+            tmp_path / "net.pth",
+            encoder,
+            head=nn.Linear(encoder.channels[5], 3),
+            to=name.partition(":")[0],
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_pickle_for_detectron2(encoder, tmp_path):
     """Names of C4's trunk, as its own heuristics match them: by the ends of the model's names."""
     path = save_encoder(tmp_path / "R.pkl", encoder, to="detectron2", method="MoCoV2", seed=1)

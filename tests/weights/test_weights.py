@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from goodtransfer import load_encoder, save_encoder
-from goodtransfer.encoders import IMAGENET, Normalization, build, pooled
+from goodtransfer.encoders import IMAGENET, Normalization, build, pooled, torchvision_input
 from goodtransfer.weights import (
     Provenance,
     describe_input,
@@ -214,6 +214,24 @@ def test_names_and_modules(resnet18):
 @pytest.mark.parametrize("name", ["resnet50@pretrained", "nonsense@pretrained"])
 def test_only_libraries_with_downloads_are_pretrained(name):
     assert name in refused(name)
+
+
+def test_torchvisions_own_input_convention_is_taken(monkeypatch):
+    """Of a network whose weights want another than ImageNet's; these are not downloaded here."""
+
+    def undownloaded(model, weights):
+        assert weights == "DEFAULT"
+        return torchvision.models.get_model(model, weights=None)
+
+    monkeypatch.setattr("goodtransfer.weights.encoder.get_model", undownloaded)
+    for suffix in ("", "@pretrained"):
+        with torch.device("meta"):  # a hundred million values that nobody looks at
+            encoder = load_encoder(f"torchvision:efficientnet_v2_l{suffix}")
+        assert encoder.normalization == Normalization((0.5,) * 3, (0.5,) * 3)
+        assert load_encoder(f"torchvision:squeezenet1_1{suffix}").normalization == IMAGENET
+    for name in torchvision.models.list_models(module=torchvision.models):
+        expected = (0.5,) * 3 if name == "efficientnet_v2_l" else IMAGENET.mean
+        assert torchvision_input(name).mean == expected
 
 
 @pytest.mark.data
