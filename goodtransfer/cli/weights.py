@@ -90,8 +90,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     known = read_provenance(path) if path else None
     origin: dict[str, Any] = dict(known.origin) if known else {"converted": Path(source).name}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    if to == "detectron2":
-        head = None  # it takes none
+    if arguments.no_head or to == "detectron2":  # which takes none
+        head = None
     print(save_encoder(arguments.out, encoder, head=head, to=to, **origin))
     if to == "detectron2":
         print(_configuration(encoder))
@@ -139,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
                          help=f"{', '.join(FORMS)} (default: safetensors)")  # fmt: skip
     convert.add_argument("--partial", action="store_true",
                          help="take a file that lacks names or has some left over")  # fmt: skip
+    convert.add_argument("--no-head", action="store_true", help="leave out its classifier")
     for verb in (inspect, convert):
         verb.add_argument("--dialect", metavar="NAME",
                           help="whose names they are, where these do not tell: detectron2, "

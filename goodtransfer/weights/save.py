@@ -156,12 +156,13 @@ def _classifier(encoder: Encoder, tensors: dict[str, Tensor], head: nn.Linear) -
         expected = nn.functional.linear(features, *(v.to(features) for v in weights.values()))
         error = (theirs.eval()(x) - expected).abs().max()
         same = bool(error <= 1e-3 * expected.abs().max())
-    except RuntimeError:  # other names or shapes
+    except (RuntimeError, AssertionError):  # other names, shapes, or size of the input
         same = False
     if not same:
         raise ValueError(
             f"Expected a head that is all of the classifier of {encoder.name}, but there it is more than "
-            "one linear layer on the mean of the last map: write it without head, or as safetensors."
+            "one linear layer on the mean of the last map: write it without a head (`weights convert "
+            "--no-head`), or as safetensors."
         )
     return found
 

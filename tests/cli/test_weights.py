@@ -95,6 +95,19 @@ def test_convert_keeps_the_origin_of_a_path_with_an_at(files, tmp_path):
         assert read_provenance(out).origin == {"method": "MoCoV2", "seed": 1}
 
 
+def test_convert_leaves_out_a_head_that_its_library_does_not_have(tmp_path, capsys):
+    encoder, mine = load_encoder("torchvision:densenet121"), tmp_path / "mine.safetensors"
+    save_encoder(mine, encoder, head=torch.nn.Linear(encoder.channels[5], 3))
+    call = ["weights", "convert", str(mine), str(tmp_path / "x.pth"), "--to", "torchvision"]
+    assert main(call) == 2
+    assert "write it without a head (`weights convert --no-head`)" in capsys.readouterr().err
+    assert main([*call, "--no-head"]) == 0
+    written = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert written.keys() == {
+        name for name in torchvision.models.densenet121().state_dict() if "classifier" not in name
+    }
+
+
 def test_convert_refuses_in_a_sentence(files, tmp_path, capsys):
     deep, out = str(files / "deep.pth"), str(tmp_path / "e.safetensors")
     assert main(["weights", "convert", deep, out]) == 2
