@@ -1,6 +1,8 @@
 """A loader whose order is a function of (seed, epoch), and which resumes within an epoch."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -196,8 +198,13 @@ def loader(
 
 
 def _until_done(worker: int) -> None:
-    """Leave SIGTERM to the process that trains: schedulers that send it to all would end what it reads from.
+    """Heed SIGTERM from the process that trains alone: one sent to all would end what it reads from."""
+    if hasattr(signal, "sigwaitinfo"):  # which tells who sent it; not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by, args=(os.getppid(),), daemon=True).start()
 
-    A worker ends when that process asks it to, or is gone.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+def _end_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)  # as torch's own handler

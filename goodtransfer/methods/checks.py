@@ -15,10 +15,16 @@ from goodtransfer.views import as_batch, check_range
 
 
 def trained(encoder: Encoder) -> Encoder:
-    """An encoder that can learn, also one that comes frozen from a readout; what else is frozen stays so."""
-    if not any(parameter.requires_grad for parameter in encoder.parameters()):
-        encoder.requires_grad_()
-    return encoder.train()
+    """An encoder that learns, also one that comes frozen from a readout; a part that is frozen stays so."""
+    parameters = list(encoder.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        warnings.warn(
+            "The encoder came frozen, as a readout leaves it: this method trains it again. To keep it "
+            "frozen, call method.encoder.requires_grad_(False).eval() after this.",
+            stacklevel=3,
+        )
+        encoder.requires_grad_().train()
+    return encoder
 
 
 def check_positive(**arguments: float) -> None:

@@ -42,9 +42,10 @@ def cell_trainer(
         "smaller than the logging interval",
     ):
         warnings.filterwarnings("ignore", message=f".*{hint}.*")
+    file: Any = {"dirpath": work, "filename": Path(LAST).stem, "enable_version_counter": False}
     last = [
-        ModelCheckpoint(work, filename=Path(LAST).stem, enable_version_counter=False, **when)
-        for when in ({"save_on_train_epoch_end": True}, {"every_n_train_steps": EVERY})
+        ModelCheckpoint(**file, save_on_train_epoch_end=True),
+        _WithinEpochs(**file, every_n_train_steps=EVERY),
     ]
     return pl.Trainer(
         max_epochs=epochs,
@@ -60,6 +61,14 @@ def cell_trainer(
         enable_model_summary=False,
         **options,
     )
+
+
+class _WithinEpochs(ModelCheckpoint):
+    """Not at the end of one, whose validation a resumed run would pass over: another saves after it."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_batch_end(trainer, *args)
 
 
 def checkpoint(work: Path) -> Path | None:

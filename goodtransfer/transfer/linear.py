@@ -21,6 +21,7 @@ from goodtransfer.losses import full_precision_linear
 from goodtransfer.metrics.accuracy import Accuracy
 from goodtransfer.optim import sgd
 from goodtransfer.transfer.checks import check_encoder, resolve_classes
+from goodtransfer.transfer.steps import validate_within_fit
 from goodtransfer.views import Batch, as_batch, check_range
 from goodtransfer.weights import describe_input, load_encoder, restore_input
 
@@ -125,6 +126,18 @@ class LinearProbe(pl.LightningModule):
     def on_train_start(self) -> None:  # by now it has
         ours = [f for f in warnings.filters if getattr(f[1], "pattern", None) != _WONDERS]
         warnings.filters[:] = ours  # type: ignore[index]
+
+    def on_fit_end(self) -> None:
+        # Resumed from a checkpoint of the last step, Lightning passes over the validation that was due.
+        if int(self.chosen) == _NONE and len(self.lrs) > 1 and self._validated():
+            validate_within_fit(self.trainer)
+
+    def _validated(self) -> bool:
+        """Whether the last epoch's end was one that is validated."""
+        trainer, every = self.trainer, self.trainer.check_val_every_n_epoch
+        return (
+            trainer.enable_validation and every is not None and trainer.current_epoch % every == 0
+        )
 
     def train(self, mode: bool = True) -> "LinearProbe":
         """The encoder stays in eval mode: its BN statistics are frozen, too."""

@@ -30,6 +30,14 @@ def seeded(device: torch.device, *place: str | int) -> Iterator[random.Random]:
         yield chance
 
 
+def validate_within_fit(trainer: pl.Trainer) -> None:
+    """Validate as Lightning does within an epoch, when it has passed it over in a resumed run."""
+    validation = trainer.fit_loop.epoch_loop.val_loop
+    validation.restarting, trainer.validating = False, True
+    validation.run()
+    trainer.training = True
+
+
 class StepTask(pl.LightningModule):
     """A task whose fit ends after ``iterations`` optimizer steps, scored after those of ``eval_iters``.
 
@@ -102,20 +110,19 @@ class StepTask(pl.LightningModule):
                 self.scored += (self.trainer.global_step,)
 
     def on_train_start(self) -> None:
-        step = self._last_step = self.trainer.global_step
-        if step == 0:
+        self._last_step = self.trainer.global_step
+        if self._last_step == 0:
             self.scored = ()  # of an earlier fit
-        elif step in self.eval_iters and step not in self.scored:
-            self._score()  # the checkpoint was saved between the step and its score
+        self._score_missed()
 
-    def _score(self) -> None:
-        """Validate as Lightning does within an epoch."""
-        trainer = self.trainer
-        if trainer.enable_validation:
-            validation = trainer.fit_loop.epoch_loop.val_loop
-            validation.restarting, trainer.validating = False, True
-            validation.run()
-            trainer.training = True
+    def on_fit_end(self) -> None:
+        self._score_missed()  # of the last step, after which Lightning does not start again
+
+    def _score_missed(self) -> None:
+        """Score what was not, because the checkpoint was saved between a step and its score."""
+        step = self.trainer.global_step
+        if step in self.eval_iters and step not in self.scored and self.trainer.enable_validation:
+            validate_within_fit(self.trainer)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Lightning validates where the number of batches divides by this; it asks after this hook.

@@ -1,6 +1,8 @@
 """The order of an epoch over ranks, and runs cut in the middle that go on as if never cut."""
 
 import hashlib
+import subprocess
+import sys
 from collections import Counter
 from itertools import chain
 
@@ -13,7 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DistributedSampler
 
-from goodtransfer.data import ImageNetDataModule, loader
+from goodtransfer.data import ImageNetDataModule, loader, make_imagefolder
 from goodtransfer.data.files import scan_flat
 from goodtransfer.data.images import ImageDataset, collate
 from goodtransfer.data.loader import EpochSampler, GroupedSampler, ResumableLoader
@@ -331,3 +333,26 @@ def test_the_rest_of_an_epoch_is_what_the_ranks_had_not_read(monkeypatch):
     first = _restored(whole, ranks=2, batch_size=3, monkeypatch=monkeypatch)
     rest = _restored(within, ranks=2, batch_size=3, monkeypatch=monkeypatch)
     assert rest == first[6:12] + first[18:]
+
+
+ENDS = """
+import sys
+from goodtransfer.data import ImageNetDataModule
+
+data = ImageNetDataModule(sys.argv[1], batch_size=4, size=16, num_workers=2, views="moco_v2")
+data.setup("fit")
+loader = data.train_dataloader()  # as long as the module, as in a notebook
+for batch in loader:
+    break
+if sys.argv[2] == "error":
+    raise RuntimeError("uncaught")
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("end", 0), ("error", 1)])
+def test_a_script_ends_though_its_loader_has_not(how, code, tmp_path):
+    """Python ends its workers by SIGTERM then, and waits for them."""
+    make_imagefolder(tmp_path / "toy", train=40, val=20, size=16)
+    call = [sys.executable, "-c", ENDS, str(tmp_path / "toy"), how]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr

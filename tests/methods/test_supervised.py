@@ -124,7 +124,8 @@ def test_classes_are_told_in_full_precision(trainer_options):
 )
 def test_a_readout_s_frozen_encoder_is_trained(method):
     probe = LinearProbe(encoder(), num_classes=4)
-    module = method(probe.encoder)
+    with pytest.warns(UserWarning, match="The encoder came frozen, as a readout leaves it"):
+        module = method(probe.encoder)
     assert all(p.requires_grad for p in module.encoder.parameters())
     assert all(m.training for m in module.modules())
 
@@ -132,7 +133,9 @@ def test_a_readout_s_frozen_encoder_is_trained(method):
 def test_a_part_that_is_frozen_on_purpose_stays_so():
     given = encoder()
     first = next(given.parameters()).requires_grad_(False)
+    norm = next(m for m in given.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
     module = SupervisedCE(given, num_classes=4)
     assert not next(module.encoder.parameters()).requires_grad
     assert sum(not p.requires_grad for p in module.parameters()) == 1
     assert first.requires_grad is False
+    assert not norm.training

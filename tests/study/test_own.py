@@ -19,12 +19,11 @@ from goodtransfer.cli import main as cli
 from goodtransfer.data import make_voc, toy
 from goodtransfer.data.fingerprint import fingerprint
 from goodtransfer.data.images import ImageDataset
-from goodtransfer.study import sources
 from goodtransfer.study.cells import run_cell
 from goodtransfer.study.config import read
 from goodtransfer.study.fit_command import fit_command
 from goodtransfer.study.plan import Study
-from goodtransfer.study.remembered import remembered
+from goodtransfer.study.remembered import remember, remembered
 from goodtransfer.study.results import Results
 from goodtransfer.study.tables import TABLES
 from goodtransfer.study.transfers import TRANSFERS
@@ -390,18 +389,35 @@ def test_jobs_do_not_look_into_the_folders_again(own, tmp_path, capsys):
     assert cli(["study", "commands", *call]) == 0
     keys = re.findall(r"study cell (\w{16}) ", capsys.readouterr().out)
     assert keys
-    (here / "photos").rename(here / "elsewhere")
-    for cached in (sources.find, sources.find_classes):
-        cached.cache_clear()
-    study = remembered(Study.open(out))
-    assert [cell.key for cell in study.cells()] == keys
+
+    def look(*_):
+        raise AssertionError("looked")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for found in ("find", "find_classes"):
+            patch.setattr(f"goodtransfer.study.plan.{found}", look)
+        assert [cell.key for cell in remembered(Study.open(out)).cells()] == keys
     for verb in ("claims", "report"):
         assert cli(["study", verb, "--out", str(out)]) == 0
     assert cli(["study", "cell", "0" * 16, "--out", str(out)]) == 2
     assert "Expected the key of a cell" in capsys.readouterr().err
     (out / "work" / "found.json").write_text("[")
-    assert cli(["study", "claims", "--out", str(out)]) == 2
-    assert "photos" in capsys.readouterr().err  # which was looked for
+    assert [cell.key for cell in remembered(Study.open(out)).cells()] == keys  # it is looked anew
+
+
+def test_folders_that_have_changed_are_looked_into_again(own, tmp_path):
+    """Else a cell would train on images that are not its key's."""
+    here = tmp_path / "own"
+    shutil.copytree(own, here, ignore=shutil.ignore_patterns("results"))
+    study = Study.open(tmp_path / "s", **settings(here))
+    study.save()
+    (study.out / "work").mkdir()
+    remember(study)
+    assert remembered(study).found.keys() == {"imagenet", "chosen classes", "voc"}
+    (here / "photos" / "train" / "ant" / "00.png").unlink()
+    assert remembered(study).found.keys() == {"voc"}
+    (here / "boxes").rename(here / "elsewhere")
+    assert not remembered(study).found
 
 
 def test_voc_0712_never_trains_on_what_is_tested_on(own, tmp_path):

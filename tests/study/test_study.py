@@ -505,7 +505,6 @@ class Killed(BaseException):
         ("linear", 4, 1000),
         ("voc07", 6, 1000),
         ("pretrain", 4, 2),
-        ("voc07", 3, 2),
     ],
 )
 def test_a_cell_killed_in_the_middle_goes_on_to_the_same_bits(

@@ -409,3 +409,25 @@ def test_resumed_twice_at_the_end_of_an_epoch_it_takes_no_step_more(trainer_opti
         files += list((tmp_path / str(stop)).glob(f"*step={stop}.ckpt"))
     assert steps[1].seen == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
     assert trainer.global_step == 9
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:You're resuming from a")
+def test_the_choice_that_was_not_made_before_a_kill_is_made_on_resume(trainer_options, tmp_path):
+    """Of the last epoch, alone validated: Lightning passes it over after a checkpoint of its last batch."""
+    options = {**trainer_options, "enable_checkpointing": True, "max_epochs": 2}
+    train, val = (DataLoader(Coloured(n), batch_size=16) for n in (48, 24))
+
+    def run(folder, file=None):
+        saved = ModelCheckpoint(tmp_path / folder, every_n_train_steps=1, save_top_k=-1)
+        trainer = pl.Trainer(check_val_every_n_epoch=2, callbacks=[saved], **options)
+        torch.manual_seed(0)
+        probe = LinearProbe(trunk(), num_classes=3)
+        trainer.fit(probe, train, val, ckpt_path=file)
+        return probe, trainer.test(probe, val, verbose=False)
+
+    probe, expected = run("whole")
+    (file,) = (tmp_path / "whole").glob("*step=6.ckpt")
+    assert torch.load(file, weights_only=True)["state_dict"]["chosen"] == -1
+    again, found = run("again", file)
+    assert int(again.chosen) == int(probe.chosen) >= 0
+    assert found == expected

@@ -343,7 +343,7 @@ def test_an_interrupted_validation_leaves_nothing_to_the_next_test(trainer_optio
 def test_a_score_that_was_not_made_before_a_kill_is_made_on_resume(
     world, trainer_options, tmp_path
 ):
-    """Of a step within an epoch and of one at its end; none is made twice."""
+    """Of a step within an epoch, of one at its end and of the last one; none is made twice."""
 
     class Seen(pl.Callback):
         def __init__(self):
@@ -354,7 +354,7 @@ def test_a_score_that_was_not_made_before_a_kill_is_made_on_resume(
 
     def run(name, file=None):
         """Its end, and the rows of its scores."""
-        module, seen, logger = task(eval_iters=(2, 3)), Seen(), CurveLogger(tmp_path / name)
+        module, seen, logger = task(eval_iters=(2, 3, 5)), Seen(), CurveLogger(tmp_path / name)
         saved = ModelCheckpoint(tmp_path / f"{name} kept", every_n_train_steps=1, save_top_k=-1)
         options = {**trainer_options, "enable_checkpointing": True, "logger": logger}
         fit = trainer(options, callbacks=[saved, seen, CellBar("run")], log_every_n_steps=1)
@@ -364,12 +364,12 @@ def test_a_score_that_was_not_made_before_a_kill_is_made_on_resume(
         return module.state_dict(), scores, seen.steps
 
     straight, scored, _ = run("straight")
-    assert [row["step"] + 1 for row in scored] == [2, 3]
-    for killed, made in ((1, [2, 3]), (2, [2, 3]), (3, [3]), (4, [])):
+    assert [row["step"] + 1 for row in scored] == [2, 3, 5]
+    for killed, made in ((1, [2, 3, 5]), (2, [2, 3, 5]), (3, [3, 5]), (4, [5]), (5, [5])):
         (file,) = (tmp_path / "straight kept").glob(f"*step={killed}.ckpt")
         state, rows, steps = run(f"again {killed}", file)
         assert steps == made
-        assert rows == scored[2 - len(made) :]
+        assert rows == scored[3 - len(made) :]
         assert all(
             torch.equal(a, b) for a, b in zip(straight.values(), state.values(), strict=True)
         )
