@@ -2,7 +2,8 @@
 
     python examples/pretrain_own_images.py ROOT          # ROOT/{train,val}/CLASS/*.jpg
 
-Swap `ExemplarMoCo` for `MoCoV2` or `SupervisedCE`: nothing else changes.
+Swap `ExemplarMoCo` for `MoCoV2`, and nothing else changes; `SupervisedCE` has no queue, so it takes
+neither `queue_size` nor `momentum`.
 """
 
 import sys
@@ -23,7 +24,7 @@ def main(root: str) -> None:
     method = ExemplarMoCo("resnet18", queue_size=512, momentum=0.99)
     data = ImageNetDataModule(root, batch_size=64, size=64, num_workers=1)
     pl.Trainer(max_epochs=20, callbacks=[OnlineProbe()]).fit(method, data)
-    save_encoder("encoder.safetensors", method.encoder, method="ExemplarMoCo", data=root)
+    save_encoder("encoder.safetensors", method.encoder, method=type(method).__name__, data=root)
 
     probe = LinearProbe(load_encoder("encoder.safetensors"))
     readout = ImageNetDataModule(root, batch_size=64, size=64, selection=0.1, num_workers=1)

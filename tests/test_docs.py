@@ -12,6 +12,7 @@ import yaml
 
 import goodtransfer
 from goodtransfer.cli import main
+from goodtransfer.study.scales import SCALES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -77,10 +78,21 @@ def tables():
                     yield name(page), column, argument, cell
 
 
+def arguments(of):
+    """Of a class, and of the parents that its ``**options`` go to."""
+    found = {}
+    for kind in of.__mro__:
+        own = inspect.signature(kind).parameters
+        found = {**own, **found}
+        if not any(given.kind is given.VAR_KEYWORD for given in own.values()):
+            return found
+    return found
+
+
 def test_defaults_are_those_of_the_constructors():
     seen = {}
     for page, column, argument, cell in tables():
-        known = inspect.signature(getattr(goodtransfer, column)).parameters
+        known = arguments(getattr(goodtransfer, column))
         where = f"{page}: {column}({argument}=...)"
         seen.setdefault(column, set()).add(argument) if cell else None
         if not cell:
@@ -100,8 +112,20 @@ def test_defaults_are_those_of_the_constructors():
         "Landmarks",
     ):
         assert seen[task]
-    for data in ("PlacesDataModule", "MAFLDataModule", "CityscapesDataModule"):
+    for data in (
+        "PlacesDataModule",
+        "MAFLDataModule",
+        "CityscapesDataModule",
+        "VOCDetectionDataModule",
+        "COCODetectionDataModule",
+    ):
         assert seen[data]
+
+
+def test_the_tables_of_a_scale_are_those_that_it_runs():
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", (DOCS / "study.md").read_text("utf-8"), re.M)
+    told = {scale: tuple(re.findall(r"`(\w+)`", tables)) for scale, tables in rows}
+    assert told == {name: scale.tables for name, scale in SCALES.items()}
 
 
 # --- code
@@ -199,7 +223,7 @@ def test_commands_are_taken_by_their_parsers(words, capsys, monkeypatch):
     verb, *rest = words
     if verb == "--help":
         assert main(words) == 0
-    elif verb == "fit":
+    elif verb in ("fit", "test"):
         with pytest.raises(SystemExit) as stop:
             main([*words, "--print_config"])
         printed = capsys.readouterr()

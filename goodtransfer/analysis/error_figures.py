@@ -1,6 +1,7 @@
 """Figures 1 and 7 of the paper: how errors divide up, for any models side by side."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -21,6 +22,16 @@ STYLES = {
 }
 _COLUMNS = 7
 _SIDE = 1.75  # of a panel in inches
+
+
+def check_packages() -> None:
+    """Refuse to begin, before anything is measured, where nothing could be drawn.
+
+    Raises:
+        ModuleNotFoundError: naming what to install.
+    """
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("The figures need matplotlib: pip install 'goodtransfer[study]'")
 
 
 def draw_trend(
@@ -81,13 +92,10 @@ def draw_shares(
 
 
 def _figure(models: Mapping[str, Any], panels: Mapping[str, Any], parts: Sequence[str]) -> Any:
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "The figures need matplotlib: pip install 'goodtransfer[study]'"
-        ) from error
+    check_packages()
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     columns = min(len(panels), _COLUMNS)
     rows = -(-len(panels) // columns) * len(models)
     size = (max(columns * _SIDE, 4) + 0.8, rows * _SIDE + 0.9)

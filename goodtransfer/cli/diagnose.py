@@ -51,9 +51,11 @@ def main(argv: Sequence[str]) -> int:
     if arguments.out.is_file():
         raise NotADirectoryError(f"Expected a folder as --out, but {arguments.out} is a file.")
     from goodtransfer.analysis.detection_files import read_detections
+    from goodtransfer.analysis.error_figures import check_packages
     from goodtransfer.analysis.error_measures import measure
     from goodtransfer.analysis.errors import diagnose
 
+    check_packages()
     files = dict(zip(_names(arguments), arguments.detections, strict=True))
     truth = _ground_truth(arguments)
     groups = arguments.similar and [group.split(",") for group in arguments.similar]

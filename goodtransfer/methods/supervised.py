@@ -123,6 +123,11 @@ class SupervisedCE(pl.LightningModule):
 
     test_step = validation_step
 
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Class logits (N, num_classes) of the batch's first view."""
+        logits: Tensor = self(as_batch(batch).views[0])
+        return logits
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return sgd(
             self.parameters(),

@@ -2,6 +2,7 @@
 
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,16 +34,23 @@ class Part(NamedTuple):
     heat_maps: list[Placed]
 
 
-def write_report(study: Study) -> Path:
-    """Write ``report.html``, ``report.md`` and ``report.csv`` of all finished cells."""
-    try:
-        import bokeh  # noqa: F401
-        import matplotlib  # noqa: F401
-        from jinja2 import Environment, PackageLoader
-    except ModuleNotFoundError as error:
+def check_packages() -> None:
+    """Refuse to begin, before anything is measured, where the report could not be written.
+
+    Raises:
+        ModuleNotFoundError: naming what to install.
+    """
+    if any(find_spec(name) is None for name in ("bokeh", "matplotlib", "jinja2")):
         raise ModuleNotFoundError(
             "The report needs bokeh, matplotlib and jinja2: pip install 'goodtransfer[study]'"
-        ) from error
+        )
+
+
+def write_report(study: Study) -> Path:
+    """Write ``report.html``, ``report.md`` and ``report.csv`` of all finished cells."""
+    check_packages()
+    from jinja2 import Environment, PackageLoader
+
     from goodtransfer.study.figures import figures
     from goodtransfer.study.images import sections
 

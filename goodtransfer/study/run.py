@@ -13,6 +13,7 @@ from goodtransfer.study.choice import held
 from goodtransfer.study.engine import Engine
 from goodtransfer.study.plan import Cell, Study
 from goodtransfer.study.remembered import remember
+from goodtransfer.study.report import check_packages, write_report
 from goodtransfer.study.results import Results
 
 
@@ -24,7 +25,9 @@ def run_study(study: Study, engine: Engine | None = None) -> Path:
 
     Raises:
         ValueError: where another process works on this folder by another choice.
+        ModuleNotFoundError: where the report could not be written, before anything is made.
     """
+    check_packages()
     cells, results = study.cells(), Results(study)
     if engine is not None:
         engine.check()
@@ -49,8 +52,6 @@ def _run(study: Study, engine: Engine | None, cells: Sequence[Cell], results: Re
     report = study.out / "report.html"
     made = [results.folder(key) / "metrics.json" for key in keys if results.done(key)]
     if not _newer(report, [study.file, *made]):
-        from goodtransfer.study.report import write_report
-
         write_report(study)
     left = f", {missing} are missing" * (missing > 0)
     print(f"{len(cells) - done - missing} cells made, {done} were done{left}. Report: {report}")

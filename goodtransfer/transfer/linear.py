@@ -215,6 +215,11 @@ class LinearProbe(pl.LightningModule):
             found["predicted_lr30"] = told[:, self.lrs.index(MOCO_LR)]
         return found if by_head is None else {**found, "predicted_head": by_head}
 
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """The chosen classifier's logits (N, num_classes) of the batch's first view."""
+        logits: Tensor = self(as_batch(batch).views[0])
+        return logits
+
     def _score(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         """Count the right ones of every classifier; their classes (N, rates), and the head's (N,)."""
         given = as_batch(batch)

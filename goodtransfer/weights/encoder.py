@@ -92,7 +92,8 @@ def load_head(path: str | Path) -> nn.Linear | None:
         path: the file.
 
     Returns:
-        The classifier, features (N, C) to logits; None where the file has none, or is not ours.
+        The classifier, features (N, C) to logits; None where the file has none, as a method's
+        projection is none, or is not ours.
 
     Raises:
         FileNotFoundError: for a path without a file.
@@ -106,8 +107,8 @@ def load_head(path: str | Path) -> nn.Linear | None:
     ...     load_head(path)
     Linear(in_features=64, out_features=20, bias=True)
     """
-    tensors, _, provenance = read(fetched(str(path)))
-    if provenance is None or "head.weight" not in tensors:
+    tensors, _, provenance, classifies = read(fetched(str(path)))
+    if provenance is None or not classifies or "head.weight" not in tensors:
         return None
     weight, bias = tensors["head.weight"], tensors.get("head.bias")
     if bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:

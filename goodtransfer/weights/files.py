@@ -62,11 +62,14 @@ class Content(NamedTuple):
         tensors: by name.
         around: what the dict around the tensors says of itself: its names, and its author.
         provenance: of our own files and Lightning checkpoints.
+        classifies: whether the ``head`` of such a file, if any, is a classifier. In a checkpoint it may
+            be a projection, as MoCo v1's; only modules with a classifier have ``num_classes``.
     """
 
     tensors: dict[str, Tensor]
     around: tuple[str, ...]
     provenance: Provenance | None
+    classifies: bool = True
 
 
 def read(path: str | Path) -> Content:
@@ -98,6 +101,8 @@ def read(path: str | Path) -> Content:
         check_expansion(path, pickles=1)
         content = read_arrays(path)
     own, around = _of_checkpoint(path, content), []
+    settings = content.get("hyper_parameters") if isinstance(content, dict) else None
+    classifies = not isinstance(settings, dict) or "num_classes" in settings
     if isinstance(content, dict):
         # Texts alone: to write out lists of lists can take for ever.
         told = (*content, content.get("__author__"))
@@ -110,7 +115,7 @@ def read(path: str | Path) -> Content:
         raise ValueError(f"Expected a state dict in {path}, but found no tensors by name.")
     _check_sizes(path, tensors)
     around += _pixel_statistics(tensors)
-    return Content(tensors, tuple(around), own)
+    return Content(tensors, tuple(around), own, classifies)
 
 
 def _pixel_statistics(tensors: dict[str, Tensor]) -> list[str]:

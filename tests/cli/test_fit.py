@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from goodtransfer import ExemplarMoCo, ImageNetDataModule, SupervisedCE
+from goodtransfer import ExemplarMoCo, ImageNetDataModule, LinearProbe, SupervisedCE
 from goodtransfer.cli import main
 from goodtransfer.cli.fit import _choices_first
 
@@ -334,6 +334,9 @@ def test_what_cannot_run_is_a_sentence(words, sentence, moco, capsys):
 OWN_CODE = """
 import os, signal
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import BasePredictionWriter
+from torch.utils.data import DataLoader, TensorDataset
 import goodtransfer
 
 class Broken(goodtransfer.SupervisedCE):
@@ -347,6 +350,26 @@ class Stop(pl.Callback):
     def on_train_batch_end(self, trainer, *_):
         if trainer.current_epoch == 1:
             os.kill(os.getpid(), self.signal)
+
+class Heap(pl.LightningDataModule):
+    num_classes = 2
+
+    def predict_dataloader(self):
+        images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(images, torch.arange(5)), batch_size=3)
+
+class Pairs(Heap):
+    def predict_dataloader(self):
+        plain = super().predict_dataloader().dataset
+        return DataLoader([((x, x.flip(2)), y, y) for x, y in plain], batch_size=3)
+
+class Keep(BasePredictionWriter):
+    def __init__(self, file: str):
+        super().__init__("epoch")
+        self.file = file
+
+    def write_on_epoch_end(self, trainer, module, predictions, batch_indices):
+        torch.save(predictions, self.file)
 """
 
 
@@ -362,6 +385,28 @@ def own_code(tmp_path, monkeypatch):
 def test_own_classes_run_and_keep_their_tracebacks(supervised):
     with pytest.raises(ValueError, match="a bug of mine"):
         main(["fit", *supervised, "--model=own_code.Broken"])
+
+
+@pytest.mark.usefixtures("own_code")
+@pytest.mark.parametrize("model", [SupervisedCE, LinearProbe])
+def test_predict_gives_logits_for_the_images_of_any_loader(model, root, tmp_path):
+    words = [f"--model={model.__name__}", "--model.encoder=resnet10w8"]
+    words += ["--model.lrs=[30.0]"] * (model is LinearProbe)
+    tiny = [word for word in _tiny(root, tmp_path) if not word.startswith("--model")]
+    assert main(["fit", *tiny, *words]) is None
+
+    (checkpoint,) = _checkpoints(tmp_path)
+    rest = [word for word in tiny if not word.startswith("--data")]
+    rest += ["--trainer.callbacks+=own_code.Keep", f"--trainer.callbacks.file={tmp_path / 'out'}"]
+    with torch.no_grad():
+        module = model.load_from_checkpoint(checkpoint, weights_only=True).eval()
+        images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        expected = module(images)
+    for data in ("Heap", "Pairs"):
+        ours = [*words, f"--data=own_code.{data}", f"--ckpt_path={checkpoint}"]
+        assert main(["predict", *rest, *ours]) is None
+        torch.testing.assert_close(torch.cat(torch.load(tmp_path / "out")), expected)
+        (tmp_path / "out").unlink()
 
 
 @pytest.mark.usefixtures("own_code")

@@ -228,6 +228,20 @@ def test_a_wrong_word_is_one_sentence(words, told, tmp_path, capsys):
     assert not (tmp_path / "c" / "study.json").exists()
 
 
+@pytest.mark.parametrize("package", ["bokeh", "jinja2", "matplotlib"])
+def test_without_what_draws_the_page_nothing_is_measured(package, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    for words in (
+        ["card", "resnet10w8", "--quick", "--tasks", "linear"],
+        ["study", "run", "--scale", "smoke"],
+    ):
+        out = tmp_path / words[0]
+        assert main([*words, "--out", str(out)]) == 2
+        assert "The report needs bokeh, matplotlib and jinja2" in capsys.readouterr().err
+        assert not (out / "results").exists()
+        assert not (out / "work").exists()
+
+
 def test_a_module_that_no_name_brings_back_is_refused(tmp_path):
     trunk = OwnTrunk(nn.Conv2d(3, 8, 3))
     with pytest.raises(ValueError, match=r"mine is .*, a module of your own"):

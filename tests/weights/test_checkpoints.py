@@ -3,18 +3,22 @@
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from goodtransfer import (
     Detection,
+    InstDisc,
     LinearProbe,
+    MoCoV1,
     MoCoV2,
     Segmentation,
     SimCLR,
     SupervisedCE,
     load_encoder,
 )
+from goodtransfer.cli import main
 from goodtransfer.encoders import Normalization, build
-from goodtransfer.weights import inspect, read_provenance
+from goodtransfer.weights import inspect, load_classifier, load_head, read_provenance
 
 HALF = Normalization((0.5, 0.4, 0.3), (0.25, 0.5, 1.0))
 MODULES = {
@@ -40,6 +44,13 @@ MODULES = {
 }  # fmt: skip
 
 
+def _saved(module, path, trainer_options):
+    trainer = pl.Trainer(**trainer_options)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path, weights_only=False)
+    return path
+
+
 @pytest.mark.parametrize("kind", MODULES)
 def test_an_encoder_comes_out_of_a_checkpoint(kind, trainer_options, tmp_path):
     torch.manual_seed(0)
@@ -50,10 +61,7 @@ def test_an_encoder_comes_out_of_a_checkpoint(kind, trainer_options, tmp_path):
         for parameter in inner.parameters():
             parameter.add_(0.1)
     inner.set_normalization(HALF)
-    trainer = pl.Trainer(**trainer_options)
-    trainer.strategy.connect(module)
-    path = tmp_path / "last.ckpt"
-    trainer.save_checkpoint(path, weights_only=False)
+    path = _saved(module, tmp_path / "last.ckpt", trainer_options)
 
     report = inspect(path)
     assert (report.fault, report.missing, report.unexpected) == ("", (), ())
@@ -65,3 +73,32 @@ def test_an_encoder_comes_out_of_a_checkpoint(kind, trainer_options, tmp_path):
     expected = inner.state_dict()
     assert expected.keys() == encoder.state_dict().keys()
     assert all(torch.equal(value, expected[n]) for n, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["MoCoV1", "InstDisc"])
+def test_a_projection_is_no_classifier(kind, trainer_options, tmp_path):
+    make = {
+        "MoCoV1": lambda: MoCoV1("resnet10w8", queue_size=64),
+        "InstDisc": lambda: InstDisc("resnet10w8", num_images=9, loss="softmax"),
+    }[kind]
+    module = make()
+    assert isinstance(module.head, nn.Linear)
+    path = _saved(module, tmp_path / "last.ckpt", trainer_options)
+    assert load_head(path) is None
+    assert load_classifier(path) is None
+    out = tmp_path / "theirs.pth"
+    assert main(["weights", "convert", str(path), str(out), "--to", "torchvision"]) == 0
+    assert not [name for name in torch.load(out) if name.startswith("fc.")]
+
+
+@pytest.mark.parametrize("kind", ["SupervisedCE", "LinearProbe"])
+def test_a_classifier_comes_out_of_a_checkpoint(kind, trainer_options, tmp_path):
+    module = {
+        "SupervisedCE": lambda: SupervisedCE("resnet10w8", num_classes=3),
+        "LinearProbe": lambda: LinearProbe("resnet10w8", num_classes=3, head=nn.Linear(64, 3)),
+    }[kind]()
+    path = _saved(module, tmp_path / "last.ckpt", trainer_options)
+    for read in (load_head, load_classifier):
+        found = read(path)
+        assert torch.equal(found.weight, module.head.weight)
+        assert torch.equal(found.bias, module.head.bias)
