@@ -87,7 +87,8 @@ def _texts(shown: Printed, line: Line) -> Iterator[tuple[str, list[str]]]:
 
 
 def _marks(shown: Printed, row: str, column: str) -> str:
-    return "".join(f" [{mark}]" for mark in shown.marks.get((row, column), ()))
+    marks = shown.marks.get((row, column), ())
+    return f" [{', '.join(marks)}]" if marks else ""  # one after the other would be a link
 
 
 def _claims(claims: Sequence[Finding]) -> str:
