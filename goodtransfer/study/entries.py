@@ -89,6 +89,11 @@ class Line:
     beside: bool = False
 
     @property
+    def name(self) -> str:
+        """The label, which of a row that is the paper's alone may be that of another row."""
+        return f"the paper's {self.label}" if self.beside else self.label
+
+    @property
     def printed(self) -> bool:
         """Whether the paper has a number here."""
         return any(entry.paper is not None for entry in self.entries.values())

@@ -41,7 +41,7 @@ def _csv(study: Study, tables: Sequence[Printed]) -> str:
                 if entry.paper is None and not entry.ours:
                     continue
                 values = (
-                    *(shown.table.name, line.label, column, entry.paper, entry.mean, entry.half),
+                    *(shown.table.name, line.name, column, entry.paper, entry.mean, entry.half),
                     *(entry.images or (None, None)),
                     *(entry.delta, len(entry.ours), study.scale.name, " ".join(entry.keys)),
                     " ".join(shown.marks.get((line.label, column), ())),
@@ -71,7 +71,7 @@ def _table(shown: Printed) -> str:
     lines = [f"| pretraining | | {' | '.join(heads)} |", f"|---|---|{'--:|' * len(heads)}"]
     for line in shown.lines:
         for whose, texts in _texts(shown, line):
-            label = f"{line.label}{_marks(shown, line.label, '')}"
+            label = f"{line.name}{_marks(shown, line.label, '')}"
             lines.append(f"| {label} | {whose} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 

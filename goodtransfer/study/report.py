@@ -112,11 +112,11 @@ def _interactive(study: Study, results: Results, tables: list[Printed]) -> tuple
 
 
 def summary(study: Study) -> list[tuple[str, dict[str, Any]]]:
-    """(label, measured columns) of every row that is one of the study's, for scripts."""
+    """(label, measured columns) of every row of the study's own, for scripts."""
     results = Results(study)
     return [
         (line.label, {c: list(entry.ours) for c, entry in line.entries.items() if entry.ours})
         for table in (TABLES[name] for name in study.tables)
         for line in printed(study, table, results).lines
-        if line.label in {row.label for row in study.all_rows(table)}
+        if not line.beside
     ]

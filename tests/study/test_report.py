@@ -20,13 +20,14 @@ from goodtransfer.study.entries import Entry, printed
 from goodtransfer.study.heat_maps import heat_maps
 from goodtransfer.study.images import PLAIN, SHOWN, SIDE, picture, sections
 from goodtransfer.study.plan import Study
-from goodtransfer.study.report import write_report
+from goodtransfer.study.report import summary, write_report
 from goodtransfer.study.results import Results
 from goodtransfer.study.runs import configuration, runs
 from goodtransfer.study.tables import TABLES
 from goodtransfer.study.transfers import TRANSFERS
 
 sys.path.insert(0, str(Path(__file__).parent))
+from made_up import made_up_card
 from tiny import TINY
 
 T_OF_TWO = 12.706  # Student's, for one degree of freedom
@@ -348,3 +349,35 @@ def test_an_empty_study_has_a_report(tmp_path):
 def test_one_seed_has_no_interval(reported):
     shown = printed(replace(reported, seeds=1), TABLES["3"], Results(reported))
     assert all(entry.half is None for line in shown.lines for entry in line.entries.values())
+
+
+def test_a_card_tells_its_encoders_from_the_paper_s_rows_of_the_same_name(tmp_path):
+    """In what scripts get, in the CSV and in the Markdown."""
+    study = made_up_card(tmp_path / "c", ["Supervised", "mine", "MoCo-v2"])
+    write_report(study)
+    acc = {}
+    for label, row in zip(study.encoders, study.rows_of(TABLES["card"]), strict=True):
+        cells = [study.cells_of(TABLES["card"], row, seed)["linear"] for seed in range(2)]
+        acc[label] = [Results(study).metrics(cell.key)["acc"] for cell in cells]
+    assert [label for label, _ in summary(study)] == list(acc)
+    assert {label: columns["acc"] for label, columns in summary(study)} == acc
+
+    with (study.out / "report.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    by = {(line["row"], line["column"]): line for line in lines}
+    assert len(by) == len(lines)
+    for label, values in acc.items():
+        assert float(by[label, "acc"]["ours"]) == pytest.approx(statistics.fmean(values))
+        assert by[label, "acc"]["paper"] == ""
+    theirs = {"Supervised": "77.3", "MoCo-v2": "67.5"}
+    for label, printed_one in theirs.items():
+        line = by[f"the paper's {label}", "acc"]
+        assert (line["paper"], line["ours"], line["keys"]) == (printed_one, "", "")
+
+    (rows,) = tables_of((study.out / "report.md").read_text(encoding="utf-8")).values()
+    told = {(label, whose): cells[0] for label, whose, *cells in rows[1:]}
+    assert len(told) == len(rows) - 1
+    for label, printed_one in theirs.items():
+        assert told[f"the paper's {label}", "paper"] == printed_one
+        assert told[label, "ours"].startswith(f"{statistics.fmean(acc[label]):.1f} ±")
+        assert (label, "paper") not in told
