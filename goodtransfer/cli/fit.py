@@ -10,6 +10,7 @@ from pydoc import locate
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+import torch
 from jsonargparse import ActionConfigFile, DefaultHelpFormatter  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import (
@@ -105,6 +106,16 @@ class _CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning takes the model from a checkpoint; one of a script's Trainer does not name its class."""
+        verb = self.config.get("subcommand")
+        path = verb and self.config[verb].get("ckpt_path")
+        if path and Path(path).is_file():
+            known = torch.load(path, weights_only=True, map_location="cpu")
+            if "_class_path" not in known.get("hyper_parameters", {}):
+                return  # the model is what the command says
+        super()._parse_ckpt_path()
 
 
 class _SaveConfig(SaveConfigCallback):

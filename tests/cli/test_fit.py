@@ -141,6 +141,21 @@ def test_a_second_run_in_the_same_folder_works_and_the_checkpoint_scores(
         assert float(printed[1]) == pytest.approx(scores["acc_head"])
 
 
+def test_a_checkpoint_of_a_script_is_tested_too(
+    supervised, root, tmp_path, capsys, trainer_options
+):
+    """It does not name its class, and holds arguments that its data gave."""
+    model, data = SupervisedCE("resnet10w32"), ImageNetDataModule(root, size=32, batch_size=8)
+    trainer = pl.Trainer(max_epochs=1, **trainer_options)
+    trainer.fit(model, data)
+    trainer.save_checkpoint(tmp_path / "script.ckpt")
+    (scores,) = trainer.test(model, data, verbose=False)
+    capsys.readouterr()
+    assert main(["test", *supervised, f"--ckpt_path={tmp_path / 'script.ckpt'}"]) is None
+    printed = re.search(r"acc_head\W+([\d.]+)", capsys.readouterr().out)
+    assert float(printed[1]) == pytest.approx(scores["acc_head"])
+
+
 def test_a_printed_config_runs_as_it_stands_and_with_changes(moco, tmp_path, capsys):
     printed = _config(capsys, [*moco, "--trainer.callbacks+=OnlineKNN", "--trainer.callbacks.k=3"])
     file = tmp_path / "run.yaml"

@@ -225,6 +225,6 @@ def test_a_run_that_gave_nan_is_told_as_such(seeds, tmp_path, capsys):
     page = write_report(study).read_text("utf-8")
     assert "unknown: nan" in page
     lines = (study.out / "report.md").read_text("utf-8").splitlines()
-    assert "| Exemplar-v2 [C8] [R4] | ours | nan |" in lines
+    assert "| Exemplar-v2 [C8, R4] | ours | nan |" in lines
     mean = statistics.fmean((15 + seed / 8) / 3 for seed in range(seeds))
-    assert any(line.startswith(f"| MoCo-v2 [C8] [R4] | ours | {mean:.1f}") for line in lines)
+    assert any(line.startswith(f"| MoCo-v2 [C8, R4] | ours | {mean:.1f}") for line in lines)
