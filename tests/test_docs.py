@@ -125,7 +125,8 @@ def test_defaults_are_those_of_the_constructors():
 def test_the_tables_of_a_scale_are_those_that_it_runs():
     rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", (DOCS / "study.md").read_text("utf-8"), re.M)
     told = {scale: tuple(re.findall(r"`(\w+)`", tables)) for scale, tables in rows}
-    assert told == {name: scale.tables for name, scale in SCALES.items()}
+    assert {"paper", "small", "smoke", "quick"} == told.keys()  # tests have more
+    assert told == {name: SCALES[name].tables for name in told}
 
 
 # --- code

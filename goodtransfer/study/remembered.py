@@ -19,7 +19,9 @@ from goodtransfer.study.transfers import TRANSFERS
 
 
 def remember(study: Study) -> None:
-    """Write what there is now, for the cells of a run and for its report."""
+    """Write what there is now, for the cells of a run and for its report; drawn images need no look."""
+    if not study.roots:
+        return
     data = {row.pretraining.data for _, row in study.rows()}
     data |= {TRANSFERS[kind].data for table, _ in study.rows() for kind in study.kinds(table)}
     found = {name: study.source(name) for name in data if study.own(name)}

@@ -70,7 +70,9 @@ def steps_logged(folder):
 
 
 @pytest.mark.parametrize(
-    ("send", "workers"), [(os.kill, 0), (os.killpg, 2)], ids=["one process", "loaders too"]
+    ("send", "workers"),
+    [pytest.param(os.kill, 0, marks=pytest.mark.slow), (os.killpg, 2)],
+    ids=["one process", "loaders too"],
 )
 def test_sigterm_saves_at_the_next_step_and_is_no_success(tmp_path, send, workers):
     """With accumulated gradients, which a save in mid-step would lose."""

@@ -214,7 +214,7 @@ def test_each_classifier_of_a_readout_is_kept():
         "predicted_lr30": torch.tensor([1, 1, 2]),
         "predicted_head": torch.tensor([1, 0, 2]),
     }
-    kept = per_image.right(None, Batch((None,), labels, None), told)
+    kept = per_image.right(None, Batch((torch.zeros(3, 1),), labels, None), told)
     assert {name: rows.tolist() for name, rows in kept.items()} == {
         "scores": [100, 100, 0], "lr30": [0, 100, 100], "head": [0, 0, 100],
     }  # fmt: skip

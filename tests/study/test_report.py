@@ -118,7 +118,7 @@ def test_markdown_has_the_numbers_of_the_csv(reported, written):
         shown = printed(reported, table, Results(reported))
         assert len(head) == 2 + len(shown.columns)
         for label, whose, *cells in rows:
-            row = re.sub(r" \[\w+\]", "", label)
+            row = re.sub(r" \[[\w, ]+\]", "", label)
             for column, text in zip(shown.columns, cells, strict=True):
                 line = written.get((table.name, row, column), {})
                 field = {"ours": "ours", "paper": "paper", "Δ": "delta"}[whose]
@@ -131,7 +131,7 @@ def test_markdown_has_the_numbers_of_the_csv(reported, written):
                     exact = as_number(line["half_width"])
                     assert half == (exact if exact is None else pytest.approx(exact, abs=0.051))
                 if whose == "paper":
-                    assert re.findall(r"\[(\w+)\]", text) == line.get("footnotes", "").split()
+                    assert re.findall(r"[CR]\d+", text) == line.get("footnotes", "").split()
                 seen.add((table.name, row, column))
     assert set(written) <= seen
 

@@ -25,7 +25,7 @@ def task():
 
 def probe():
     torch.manual_seed(0)
-    return LinearProbe("resnet10w8", num_classes=10, lrs=(1.0, 30.0), name="base_acc")
+    return LinearProbe("resnet10w8", num_classes=10, lrs=(30.0,), name="base_acc")
 
 
 def data(world):
