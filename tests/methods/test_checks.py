@@ -23,6 +23,7 @@ def rank_checks(rank, folder):
         except RuntimeError as error:
             found.append(str(error))
     torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()  # gloo of PyTorch 2.6 waits for ever where the other is gone
     dist.destroy_process_group()
 
 
