@@ -26,7 +26,9 @@ def _hold(path: Path, how: int) -> TextIO:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+")
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
+            if path.parent.exists() and not path.parent.is_dir():
+                raise
             continue  # its folder was removed just now
         try:
             fcntl.flock(file, how)

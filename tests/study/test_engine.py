@@ -333,6 +333,24 @@ def test_time_that_is_asked_for_grows_with_what_is_computed(monkeypatch):
     assert asked["Untrained"] < 0.02
 
 
+def test_a_lock_is_had_though_its_folder_goes_as_it_is_made(tmp_path, monkeypatch):
+    """`Path.mkdir` finds a folder, and looks again, when whoever held the lock has removed it."""
+    real, raced = os.mkdir, []
+
+    def mkdir(path, *rest):
+        if not raced:
+            raced.append(path)
+            raise FileExistsError(path)
+        real(path, *rest)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with locked(tmp_path / "work" / "lock"):
+        assert raced == [tmp_path / "work"]
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError), locked(tmp_path / "file" / "lock"):
+        pass
+
+
 def test_a_lock_waits_lets_go_and_survives_its_folder(tmp_path):
     file = tmp_path / "work" / "lock"
     code = (
