@@ -60,6 +60,11 @@ class TimmTrunk(Encoder):
 
     def __init__(self, name: str, model: nn.Module, normalization: Normalization) -> None:
         super().__init__(name, normalization)
+        if not hasattr(model, "forward_intermediates"):
+            raise ValueError(
+                f"Expected a network that gives the map of each stage, but this release of timm cannot for "
+                f"{name}: pip install -U timm."
+            )
         self.model = model
         self._measure()
         self._chains: dict[int, list[str]] = {}
