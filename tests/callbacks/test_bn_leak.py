@@ -313,6 +313,7 @@ def rank_measures(rank, folder):
     own = slice(16 * rank, 16 * rank + 16)
     found = bn_leak(module, (tuple(v[own] for v in views), label[own], index[own]))
     torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()  # gloo of PyTorch 2.6 waits for ever where the other is gone
     dist.destroy_process_group()
 
 

@@ -304,6 +304,7 @@ def rank_trains(rank, folder):
         train(probe, features[own], label[own])
         train(knn, features[own], label[own])
     torch.save([probe.state_dict(), knn.state_dict()], f"{folder}/{rank}.pt")
+    dist.barrier()  # gloo of PyTorch 2.6 waits for ever where the other is gone
     dist.destroy_process_group()
 
 

@@ -102,6 +102,7 @@ def deal(rank, folder):
         LandmarkError().compute()
     except RuntimeError as error:
         torch.save((padded, found, str(error)), f"{folder}/{rank}.pt")
+    dist.barrier()  # gloo of PyTorch 2.6 waits for ever where the other is gone
     dist.destroy_process_group()
 
 
