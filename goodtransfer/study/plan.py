@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from goodtransfer.study import whole
+from goodtransfer.study.checks import check_choices, check_micro_batches
 from goodtransfer.study.protocol import GIVEN, Pretraining, deviations, given
 from goodtransfer.study.scales import SCALES, Scale
 from goodtransfer.study.sources import (
@@ -15,7 +16,6 @@ from goodtransfer.study.sources import (
     ROOTS,
     SOURCES,
     VOC2007,
-    VOC2012,
     Found,
     find,
     find_classes,
@@ -155,12 +155,7 @@ class Study:
         if unknown:
             raise ValueError(f"Expected tables among {', '.join(TABLES)}, but got {unknown}.")
         scale, parts = SCALES[settings["scale"]], settings.get("micro_batches", 1)
-        detector = scale.protocol("voc07")
-        batch = detector.batch // detector.accumulate
-        if parts < 1 or batch % parts:
-            raise ValueError(
-                f"Expected micro-batches that divide a detector's {batch} images, but got {parts}."
-            )
+        check_micro_batches(scale, parts)
         scale = replace(scale, micro_batches=parts)
         seeds = settings.get("seeds", 1)
         if seeds < 1:
@@ -191,41 +186,8 @@ class Study:
                     f"Expected {option} ROOT at scale {scale.name} for table {table}: a folder with "
                     f"{holds} (only the smoke scale draws its own images)."
                 )
-        study._check_choices()
+        check_choices(study)
         return study
-
-    def _check_choices(self) -> None:
-        """Refuse classes that a table cannot be restricted to, and tasks that cannot be measured."""
-        if len(set(self.classes)) == 1:
-            raise ValueError(
-                f"Expected at least two classes to pretrain on, but got {self.classes[0]!r} alone: "
-                "cross-entropy and Exemplar tell one class from another."
-            )
-        for table in self.tables if self.classes else ():
-            data = {row.pretraining.data for row in self.all_rows(TABLES[table])}
-            if data & {"imagenet10", "imagenet100"}:
-                raise ValueError(
-                    f"Expected no chosen classes for table {table}, whose rows have subsets of their "
-                    "own: leave one of them out."
-                )
-        known = [k for k in TRANSFERS if any(_measures(TABLES[t], k) for t in self.tables)]
-        for task in self.tasks:
-            if task not in known:
-                raise ValueError(
-                    f"Expected tasks that table {', '.join(self.tables)} has columns of, "
-                    f"{', '.join(known)}, but got {task!r}."
-                )
-            if self.root(TRANSFERS[task].data) is None:
-                option, holds = ROOTS[SOURCES[TRANSFERS[task].data].root]
-                raise ValueError(f"Expected {option} ROOT for task {task}: a folder with {holds}.")
-
-        kinds = {kind for table in self.tables for kind in self.kinds(TABLES[table])}
-        own = [kind for kind in kinds if TRANSFERS[kind].data == "voc0712" and "voc" in self.roots]
-        if own and not all(split.startswith("2007/") for split in self.voc_splits):
-            raise ValueError(
-                f"Expected splits of VOC 2007 for {own[0]}, which adds {VOC2012} to train on, but got "
-                f"{' and '.join(self.voc_splits)}: leave out table 6, or name other --tasks."
-            )
 
     def _lacks(self, table: str) -> str | None:
         """A data set of a table none of whose rows has images."""
@@ -332,7 +294,7 @@ class Study:
         asked = list(self.tasks or table.tasks or TRANSFERS)
         if table.tasks and self.roots and not self.tasks:
             asked = [kind for kind in asked if not self.drawn(TRANSFERS[kind].data)]
-        return [kind for kind in TRANSFERS if kind in asked and _measures(table, kind)]
+        return [kind for kind in TRANSFERS if kind in asked and table.measures(kind)]
 
     def cells(self) -> list[Cell]:
         """Every run once, each after what it needs."""
@@ -410,7 +372,3 @@ def _as_saved(name: str, value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _measures(table: Table, kind: str) -> bool:
-    return bool(set(TRANSFERS[kind].columns) & set(table.columns))

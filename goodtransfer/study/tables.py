@@ -30,7 +30,7 @@ from goodtransfer.study.protocol import (
     UNTRAINED,
     Pretraining,
 )
-from goodtransfer.study.transfers import HEADINGS, NOT_RANKED
+from goodtransfer.study.transfers import HEADINGS, NOT_RANKED, TRANSFERS
 
 # In the order of Tables 7, 8 and 9.
 VOC = ("acc", "voc07_AP", "voc07_AP50", "voc07_AP75")
@@ -83,6 +83,10 @@ class Table:
     rows: tuple[Row, ...]
     tasks: tuple[str, ...] = ()
     quoted: Mapping[str, dict[str, float | None]] = field(default_factory=dict)
+
+    def measures(self, kind: str) -> bool:
+        """Whether a kind of transfer fills any of the columns."""
+        return bool(set(TRANSFERS[kind].columns) & set(self.columns))
 
 
 @cache

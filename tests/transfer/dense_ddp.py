@@ -16,16 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from goodtransfer.data import CityscapesDataModule, COCODetectionDataModule
 from goodtransfer.transfer import COCODetection, Segmentation
 
+sys.path.insert(0, str(Path(__file__).parent))
+from small import SMALL
+
 STEPS = 12
-SMALL = {
-    "anchor_sizes": (16, 32),
-    "rpn_batch": 32,
-    "proposals_train": (200, 40),
-    "proposals_test": (100, 20),
-    "rois": 16,
-    "roi_size": 4,
-    "mask_channels": 8,
-}
 
 
 def city(root, ranks):
@@ -41,7 +35,7 @@ def city(root, ranks):
 def coco(root, ranks):
     module = COCO(
         "resnet10w8", num_classes=20, batch=8, iterations=2, milestones=(), warmup=0, lr=0.04,
-        short_sides=(56, 64), test_side=64, precise_bn=2, detector=SMALL,
+        short_sides=(56, 64), test_side=64, precise_bn=2, detector={**SMALL, "mask_channels": 8},
     )  # fmt: skip
     return module, COCODetectionDataModule(root, masks="polygons", batch_size=8 // ranks)
 

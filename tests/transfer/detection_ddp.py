@@ -11,14 +11,8 @@ from goodtransfer.data import VOCDetectionDataModule
 from goodtransfer.data.toy import CLASSES
 from goodtransfer.transfer import Detection
 
-SMALL = {
-    "anchor_sizes": (16, 32),
-    "rpn_batch": 32,
-    "proposals_train": (200, 40),
-    "proposals_test": (100, 20),
-    "rois": 16,
-    "roi_size": 4,
-}
+sys.path.insert(0, str(Path(__file__).parent))
+from small import SMALL
 
 
 def main(world: str, out: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,14 +26,9 @@ from goodtransfer.transfer.mask_rcnn_c4 import MaskRCNNC4
 from goodtransfer.transfer.rcnn_c4 import RCNNC4
 from goodtransfer.weights import load_encoder, save_encoder
 
-SMALL = {
-    "anchor_sizes": (16, 32),
-    "rpn_batch": 32,
-    "proposals_train": (200, 40),
-    "proposals_test": (100, 20),
-    "rois": 16,
-    "roi_size": 4,
-}
+sys.path.insert(0, str(Path(__file__).parent))
+from small import SMALL
+
 BOXES = {"coco_APbox", "coco_APbox50", "coco_APbox75"}
 MASKS = {"coco_APseg", "coco_APseg50", "coco_APseg75"}
 

@@ -43,6 +43,16 @@ def two_ranks(tmp_path):
     return launched
 
 
+def scored(module, data, metric):
+    """What one process finds on all test images."""
+    module.eval()
+    data.setup("test")
+    for images, target in data.test_dataloader():
+        with torch.no_grad():
+            metric.update(module(images), target)
+    return {f"{module.prefix}_{name}": float(value) for name, value in metric.compute().items()}
+
+
 @pytest.mark.parametrize("sync", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_segmentation_of_two_ranks_is_that_of_one_process(sync, two_ranks, tmp_path):
     """Where batch norm sees all four crops of a step, and not where a rank's norms see two."""
@@ -63,12 +73,7 @@ def test_segmentation_of_two_ranks_is_that_of_one_process(sync, two_ranks, tmp_p
     # The network that both scored, in one process.
     module, data = dense_ddp.city(world, 1)
     module.double().network.load_state_dict(first["scored"])
-    module.eval()
-    data.setup("test")
-    for images, target in data.test_dataloader():
-        with torch.no_grad():
-            module.scores.update(module(images), target)
-    expected = {f"city_{name}": float(value) for name, value in module.scores.compute().items()}
+    expected = scored(module, data, module.scores)
     assert first["scores"] == pytest.approx(expected, abs=1e-4)
 
 
@@ -86,11 +91,6 @@ def test_coco_on_two_ranks_scores_every_image_once(sync, two_ranks, tmp_path):
     # The detector that both scored, in one process.
     module, data = dense_ddp.coco(world, 1)
     module.detector.load_state_dict(first["scored"])
-    module.eval()
-    data.setup("test")
-    for images, targets in data.test_dataloader():
-        with torch.no_grad():
-            module.ap.update(module(images), targets)
-    alone = {f"coco_{name}": float(value) for name, value in module.ap.compute().items()}
+    alone = scored(module, data, module.ap)
     assert first["scores"] == pytest.approx(alone, abs=1e-4)
     assert min(alone["coco_APbox50"], alone["coco_APseg50"]) > 0

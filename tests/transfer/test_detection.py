@@ -2,7 +2,9 @@
 
 import json
 import random
+import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,14 +24,8 @@ from goodtransfer.optim import warmup_step, without_norm_decay
 from goodtransfer.transfer import Detection
 from goodtransfer.transfer.rcnn_c4 import RCNNC4, detectron2_name
 
-SMALL = {
-    "anchor_sizes": (16, 32),
-    "rpn_batch": 32,
-    "proposals_train": (200, 40),
-    "proposals_test": (100, 20),
-    "rois": 16,
-    "roi_size": 4,
-}
+sys.path.insert(0, str(Path(__file__).parent))
+from small import SMALL
 
 
 def task(encoder="resnet10w8", **changes):

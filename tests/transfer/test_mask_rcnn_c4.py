@@ -24,16 +24,9 @@ from c4_parity import (
     same_detections,
     train_as_upstream,
 )
+from small import SMALL
 
 SIZES = [(176, 208), (160, 192)]
-SMALL = {
-    "anchor_sizes": (16, 32),
-    "rpn_batch": 32,
-    "proposals_train": (200, 40),
-    "proposals_test": (100, 20),
-    "rois": 16,
-    "roi_size": 4,
-}
 
 
 def small(**changes):
